@@ -1,0 +1,3 @@
+//! The `tpvit` command.
+#![forbid(unsafe_code)]
+fn main() {}
