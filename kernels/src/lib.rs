@@ -1,2 +1,4 @@
+//! Kernels.
 #![no_std]
-#![doc = "Kernels."]
+pub mod bits;
+pub use bits::BitWidth;

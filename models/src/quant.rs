@@ -1,0 +1,132 @@
+//! How a program's buffers, weights and attention are quantized.
+//!
+//! Everything here is plain data: the quantizer makes it, the `.tpv` file
+//! stores it, the integer runtime executes it.
+
+use alloc::vec::Vec;
+
+pub use tpvit_kernels::BitWidth;
+
+/// Uniform affine quantization of an activation buffer.
+///
+/// ```text
+/// code = clamp(round(x * (1 / scale)) + zero_point, 0, 2^bits - 1)
+/// x   ~= scale * (code - zero_point)
+/// ```
+///
+/// Jacob et al. 2018, arXiv:1712.05877, Eq. 1. Ties round to even; the
+/// reciprocal is taken once, in f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActivationQuant {
+    /// Width of a code.
+    pub bits: BitWidth,
+    /// One per buffer or one per column; finite, positive.
+    pub scale: Vec<f32>,
+    /// As many as `scale`; each at most `2^bits - 1`.
+    pub zero_point: Vec<u8>,
+}
+
+impl ActivationQuant {
+    /// The scale of column `col`.
+    pub fn scale_at(&self, col: usize) -> f32 {
+        if self.scale.len() == 1 {
+            self.scale[0]
+        } else {
+            self.scale[col]
+        }
+    }
+
+    /// The zero point of column `col`.
+    pub fn zero_point_at(&self, col: usize) -> u8 {
+        if self.zero_point.len() == 1 {
+            self.zero_point[0]
+        } else {
+            self.zero_point[col]
+        }
+    }
+}
+
+/// What an attention code is relative to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SoftmaxKind {
+    /// To the largest probability of its row: nothing to calibrate, and no
+    /// softmax denominator to compute.
+    RowMax,
+    /// To 1: `probability ~= scale * multiplier`.
+    Static {
+        /// Finite, positive.
+        scale: f32,
+    },
+}
+
+/// Which published quantizer made the codes; told to people, not executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SoftmaxMethod {
+    /// FQ-ViT's log2.
+    Log2,
+    /// I&S-ViT's shift-uniform-log2.
+    Sulq,
+    /// TP-ViT's truncated uniform-log2, without a zero code.
+    TulqA,
+    /// Truncated uniform-log2 whose last code is an exact zero.
+    TulqZa,
+    /// Row-maximum codes.
+    RowMax,
+}
+
+/// Logarithmic codes for post-softmax attention.
+///
+/// With `t = -log2(probability)` (relative to the row's largest for
+/// [`SoftmaxKind::RowMax`]),
+///
+/// ```text
+/// code         = #{ c : t > thresholds[c] }
+/// probability ~= scale * multipliers[code]             (static)
+/// probability ~= multipliers[code] / row sum of them   (renormalised)
+/// ```
+///
+/// An honest b-bit code: `2^bits - 1` thresholds, `2^bits` multipliers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SoftmaxQuant {
+    /// Width of a code.
+    pub bits: BitWidth,
+    /// Where it comes from.
+    pub method: SoftmaxMethod,
+    /// What the codes are relative to.
+    pub kind: SoftmaxKind,
+    /// Whether each row is divided by its integer sum.
+    pub renormalise: bool,
+    /// In octaves, ascending; `+inf` for a code that is never used.
+    pub thresholds: Vec<f32>,
+    /// The integer each code stands for, -16384 to 16384.
+    pub multipliers: Vec<i16>,
+}
+
+/// Uniform affine quantization of a weight, per output channel.
+///
+/// ```text
+/// w[n, k] ~= scale[n] * (code[n, k] - zero_point[n])
+/// ```
+///
+/// Codes and zero points are stored unsigned; the runtime subtracts
+/// `2^(bits - 1)` from both and multiplies signed numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightQuant {
+    /// Width of a code.
+    pub bits: BitWidth,
+    /// `[n]`; finite, positive.
+    pub scale: Vec<f32>,
+    /// `[n]`; each at most `2^bits - 1`.
+    pub zero_point: Vec<u8>,
+    /// `[n, k]` codes, one per byte; packed densely in the file.
+    pub codes: Vec<u8>,
+}
+
+/// How all of a program is quantized, but for the weights' codes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Quantization {
+    /// By buffer; `Some` exactly for the coded ones.
+    pub activations: Vec<Option<ActivationQuant>>,
+    /// By operation; `Some` exactly for [`crate::Op::Attention`].
+    pub softmax: Vec<Option<SoftmaxQuant>>,
+}
