@@ -1,0 +1,158 @@
+//! Dense codes: how 2, 3, 4, 6 and 8-bit codes lie in bytes.
+//!
+//! Code `i` of a row occupies bits `i * bits .. (i + 1) * bits` of that row;
+//! bit `j` of a row is bit `j % 8` (from the least significant) of byte
+//! `j / 8`. A row is filled up with zero bits to a whole byte. Eight 3-bit
+//! codes, each letter one bit of the code `a` to `h`:
+//!
+//! ```text
+//!            bit 7 6 5 4 3 2 1 0
+//! byte 0         c c b b b a a a
+//! byte 1         f e e e d d d c
+//! byte 2         h h h g g g f f
+//! ```
+//!
+//! This is the order of the file, the same for every CPU; the runtime
+//! re-orders it once at load.
+
+use tpvit_kernels::BitWidth;
+
+/// The width of `bits` bits, where a code may have it.
+pub const fn bit_width(bits: u8) -> Option<BitWidth> {
+    match bits {
+        2 => Some(BitWidth::B2),
+        3 => Some(BitWidth::B3),
+        4 => Some(BitWidth::B4),
+        6 => Some(BitWidth::B6),
+        8 => Some(BitWidth::B8),
+        _ => None,
+    }
+}
+
+/// Bytes of a row of `cols` codes; `cols <= `[`MAX_SIZE`](crate::program::MAX_SIZE).
+pub const fn row_len_bytes(bits: BitWidth, cols: usize) -> usize {
+    (cols * bits.bits() as usize).div_ceil(8)
+}
+
+/// Packs one row.
+///
+/// `codes` is one code per byte; `out` is [`row_len_bytes`] long.
+///
+/// # Panics
+/// If `out` has another length or a code exceeds `bits.max_code()`.
+pub fn pack_row(bits: BitWidth, codes: &[u8], out: &mut [u8]) {
+    assert_eq!(
+        out.len(),
+        row_len_bytes(bits, codes.len()),
+        "length of the packed row"
+    );
+    let mut out = out.iter_mut();
+    let mut pending = 0u32; // bits not yet stored, the oldest lowest
+    let mut count = 0; // how many, fewer than 8 between codes
+    for &code in codes {
+        assert!(code <= bits.max_code(), "code {code} needs more bits");
+        pending |= u32::from(code) << count;
+        count += bits.bits();
+        while count >= 8 {
+            store(&mut out, pending);
+            pending >>= 8;
+            count -= 8;
+        }
+    }
+    if count > 0 {
+        store(&mut out, pending);
+    }
+}
+
+fn store(out: &mut core::slice::IterMut<'_, u8>, pending: u32) {
+    let byte = out.next().expect("the length of the row is checked");
+    *byte = (pending & 0xff) as u8;
+}
+
+/// Unpacks one row to one code per byte.
+///
+/// # Panics
+/// If `bytes` is not [`row_len_bytes`] long for `codes.len()` columns.
+pub fn unpack_row(bits: BitWidth, bytes: &[u8], codes: &mut [u8]) {
+    assert_eq!(
+        bytes.len(),
+        row_len_bytes(bits, codes.len()),
+        "length of the packed row"
+    );
+    let mut bytes = bytes.iter();
+    let mut pending = 0u32; // bits not yet given out, the oldest lowest
+    let mut count = 0;
+    for code in codes {
+        if count < bits.bits() {
+            let byte = bytes.next().expect("the length of the row is checked");
+            pending |= u32::from(*byte) << count;
+            count += 8;
+        }
+        *code = (pending as u8) & bits.max_code();
+        pending >>= bits.bits();
+        count -= bits.bits();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    const ALL: [BitWidth; 5] = [
+        BitWidth::B2,
+        BitWidth::B3,
+        BitWidth::B4,
+        BitWidth::B6,
+        BitWidth::B8,
+    ];
+
+    fn pack(bits: BitWidth, codes: &[u8]) -> Vec<u8> {
+        let mut out = vec![0xaa; row_len_bytes(bits, codes.len())];
+        pack_row(bits, codes, &mut out);
+        out
+    }
+
+    /// The definition of the module header, one bit at a time.
+    fn bit_by_bit(bits: BitWidth, codes: &[u8]) -> Vec<u8> {
+        let width = bits.bits() as usize;
+        let mut out = vec![0; (codes.len() * width).div_ceil(8)];
+        for j in 0..codes.len() * width {
+            out[j / 8] |= (codes[j / width] >> (j % width) & 1) << (j % 8);
+        }
+        out
+    }
+
+    #[test]
+    fn every_width_is_its_number_of_bits() {
+        for bits in ALL {
+            assert_eq!(bit_width(bits.bits() as u8), Some(bits));
+        }
+        let known = (0..=255u8).filter(|&b| bit_width(b).is_some()).count();
+        assert_eq!(known, ALL.len());
+    }
+
+    #[test]
+    #[should_panic(expected = "code 8 needs more bits")]
+    fn a_code_that_is_too_large_panics() {
+        pack(BitWidth::B3, &[8]);
+    }
+
+    proptest! {
+        #[test]
+        fn packing_follows_the_definition_and_returns(
+            raw in prop::collection::vec(any::<u8>(), 0..70),
+        ) {
+            for bits in ALL {
+                let codes: Vec<u8> = raw.iter().map(|c| c & bits.max_code()).collect();
+                let packed = pack(bits, &codes);
+                prop_assert_eq!(&packed, &bit_by_bit(bits, &codes));
+                let mut back = vec![0xff; codes.len()];
+                unpack_row(bits, &packed, &mut back);
+                prop_assert_eq!(back, codes);
+            }
+        }
+    }
+}
