@@ -233,12 +233,17 @@ pub enum ProgramError {
         /// The tensor.
         tensor: u16,
     },
-    /// A buffer is read before it is written, or written twice, or never.
+    /// A buffer is read before it is written, or written twice.
     Order {
         /// Index of the operation.
         op: usize,
         /// The buffer.
         buffer: u16,
+    },
+    /// No operation writes a buffer.
+    NeverWritten {
+        /// Index of the buffer.
+        buffer: usize,
     },
     /// A shape disagrees with what the operation needs.
     Shape {
@@ -279,7 +284,8 @@ pub enum ProgramError {
     },
 }
 
-/// The largest count of rows, columns or pixels along a side that a program may have.
+/// The largest count of rows, columns or pixels along a side that a program
+/// may have. Small enough that products of three such numbers fit in 64 bits.
 pub const MAX_SIZE: usize = 1 << 16;
 
 impl fmt::Display for ProgramError {
@@ -302,6 +308,9 @@ impl fmt::Display for ProgramError {
                 f,
                 "operation {op} uses buffer {buffer} out of order (each is written once, before it is read)"
             ),
+            ProgramError::NeverWritten { buffer } => {
+                write!(f, "no operation writes buffer {buffer}")
+            }
             ProgramError::Shape {
                 op,
                 what,
@@ -411,6 +420,9 @@ impl Program {
             }
             .op(op, &mut written)?;
         }
+        if let Some(buffer) = written.iter().position(|&written| !written) {
+            return Err(ProgramError::NeverWritten { buffer });
+        }
         self.check_uses()
     }
 
@@ -505,9 +517,10 @@ impl Check<'_> {
                 if patch_h == 0 || patch_w == 0 || height % patch_h != 0 || width % patch_w != 0 {
                     return Err(self.value("patch size"));
                 }
-                let patches = (height / patch_h) * (width / patch_w);
+                let patches = self.product("patch count", &[height / patch_h, width / patch_w])?;
+                let inputs = self.product("patch size", &[patch_h, patch_w, 3])?;
                 let [rows, d] = self.buffer(output)?;
-                self.weight(weight, [d, patch_h * patch_w * 3])?;
+                self.weight(weight, [d, inputs])?;
                 self.float("patch-embedding bias", bias, [1, d])?;
                 let mut tokens = patches;
                 if let Some(prefix) = prefix {
@@ -566,8 +579,9 @@ impl Check<'_> {
                     return Err(self.value("attention scale"));
                 }
                 let [t, cols] = self.buffer(qkv)?;
-                let d = heads * head_dim;
-                self.same("q, k and v", [t, 3 * d], [t, cols])?;
+                let d = self.product("head count or size", &[heads, head_dim])?;
+                let qkv_cols = self.product("head count or size", &[3, d])?;
+                self.same("q, k and v", [t, qkv_cols], [t, cols])?;
                 self.same("attention output", [t, d], self.buffer(output)?)
             }
             Op::SelectToken {
@@ -643,6 +657,16 @@ impl Check<'_> {
             });
         }
         Ok(())
+    }
+
+    /// The product of sizes, none of which may make it exceed [`MAX_SIZE`]:
+    /// a product that wraps would make every later check agree with a lie.
+    fn product(&self, what: &'static str, sizes: &[usize]) -> Result<usize, ProgramError> {
+        sizes
+            .iter()
+            .try_fold(1usize, |product, &size| product.checked_mul(size))
+            .filter(|&product| product <= MAX_SIZE)
+            .ok_or_else(|| self.value(what))
     }
 
     fn value(&self, what: &'static str) -> ProgramError {
