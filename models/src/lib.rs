@@ -1,18 +1,27 @@
 //! What a quantized Vision Transformer is: its program, how each part is
 //! quantized, its preprocessing, and the `.tpv` file that holds them.
 //!
+//! Written by the quantizer with [`write`], read back by the runtime with
+//! [`Model::parse`], which checks everything once and borrows the bytes.
+//!
 //! # Features
-//! - `std` (default): passed on to `tpvit-kernels`; this crate itself needs
-//!   only `alloc`.
+//! - `std` (default): lets the checksum use the CPU's instructions, and is
+//!   passed on to `tpvit-kernels`. Without it the crate needs only `alloc`.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod dense;
+pub mod file;
 pub mod preprocess;
 pub mod program;
 pub mod quant;
+pub mod synthetic;
 
+pub use file::{
+    FloatTensor, Model, ModelData, ParseError, Tensor, TensorData, WeightTensor, WriteError, write,
+};
 pub use preprocess::{Interpolation, Preprocess, Resize};
 pub use program::{
     Activation, Buffer, BufferId, Op, Program, ProgramError, TensorId, TensorInfo, TensorRole,

@@ -1,0 +1,309 @@
+//! What must hold between the parts of a model, beyond
+//! [`Program::validate`](crate::Program::validate).
+//!
+//! SPEC.md, section 11, lists these rules.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used
+)]
+
+use super::error::ParseError;
+use super::model::Tensor;
+use crate::preprocess::{Preprocess, Resize};
+use crate::program::{BufferId, Op, Program, TensorId};
+use crate::quant::{ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxQuant};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Positive, finite and not subnormal, so that its reciprocal is finite and
+/// not zero.
+pub(super) fn is_scale(scale: f32) -> bool {
+    scale.is_normal() && scale > 0.0
+}
+
+/// No two buffers have one name, nor two tensors.
+pub(super) fn names(program: &Program) -> Result<(), ParseError> {
+    unique(program.buffers.iter().map(|b| b.name.as_str()).collect())?;
+    unique(program.tensors.iter().map(|t| t.name.as_str()).collect())
+}
+
+fn unique(mut names: Vec<&str>) -> Result<(), ParseError> {
+    names.sort_unstable();
+    match names.array_windows().find(|[a, b]| a == b) {
+        None => Ok(()),
+        Some([name, _]) => Err(ParseError::DuplicateName {
+            name: String::from(*name),
+        }),
+    }
+}
+
+/// Exactly the coded buffers and the attention operations have quantizers,
+/// and these fit. `program` is valid.
+pub(super) fn quantization(program: &Program, quant: &Quantization) -> Result<(), ParseError> {
+    let coded = program.coded();
+    for ((buffer, coded), quant) in program.buffers.iter().zip(coded).zip(&quant.activations) {
+        match quant {
+            None if coded => {
+                return Err(ParseError::NoActivationQuant {
+                    buffer: buffer.name.clone(),
+                });
+            }
+            Some(_) if !coded => {
+                return Err(ParseError::NeedlessActivationQuant {
+                    buffer: buffer.name.clone(),
+                });
+            }
+            Some(quant) if quant.scale.len() != 1 && quant.scale.len() != buffer.cols => {
+                return Err(ParseError::ScaleCount {
+                    buffer: buffer.name.clone(),
+                    expected: buffer.cols,
+                    found: quant.scale.len(),
+                });
+            }
+            Some(_) | None => {}
+        }
+    }
+    for (index, (op, softmax)) in program.ops.iter().zip(&quant.softmax).enumerate() {
+        check_op(program, quant, index, op, softmax.as_ref())?;
+    }
+    Ok(())
+}
+
+fn check_op(
+    program: &Program,
+    quant: &Quantization,
+    index: usize,
+    op: &Op,
+    softmax: Option<&SoftmaxQuant>,
+) -> Result<(), ParseError> {
+    match *op {
+        Op::Linear { input, .. } => {
+            needless(index, softmax)?;
+            // The sum over k leaves the integers only once, so all of k has one scale.
+            uniform(program, quant, input, usize::MAX, usize::MAX)
+        }
+        Op::Attention {
+            qkv,
+            heads,
+            head_dim,
+            ..
+        } => {
+            let softmax = softmax.ok_or(ParseError::NoSoftmaxQuant { op: index })?;
+            check_softmax(softmax).map_err(|rule| ParseError::Softmax { op: index, rule })?;
+            let q_and_k = heads.saturating_mul(head_dim).saturating_mul(2);
+            uniform(program, quant, qkv, head_dim, q_and_k)
+        }
+        Op::PatchEmbed { .. } | Op::LayerNorm { .. } | Op::SelectToken { .. } => {
+            needless(index, softmax)
+        }
+    }
+}
+
+fn needless(op: usize, softmax: Option<&SoftmaxQuant>) -> Result<(), ParseError> {
+    match softmax {
+        None => Ok(()),
+        Some(_) => Err(ParseError::NeedlessSoftmaxQuant { op }),
+    }
+}
+
+/// Within each `group` of the first `cols` columns of a buffer, scale and
+/// zero point are the same.
+fn uniform(
+    program: &Program,
+    quant: &Quantization,
+    buffer: BufferId,
+    group: usize,
+    cols: usize,
+) -> Result<(), ParseError> {
+    let Some(quant) = activation(quant, buffer) else {
+        return Ok(()); // reported as NoActivationQuant before
+    };
+    if quant.scale.len() == 1 {
+        return Ok(());
+    }
+    let mut first = None;
+    let pairs = quant.scale.iter().zip(&quant.zero_point).take(cols);
+    for (col, pair) in pairs.enumerate() {
+        if col.checked_rem(group).unwrap_or(0) == 0 {
+            first = Some(pair);
+        }
+        if first != Some(pair) {
+            let buffer = program.buffers.get(buffer.index());
+            return Err(ParseError::MixedScale {
+                buffer: buffer.map_or_else(String::new, |b| b.name.clone()),
+                col,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn activation(quant: &Quantization, buffer: BufferId) -> Option<&ActivationQuant> {
+    quant.activations.get(buffer.index())?.as_ref()
+}
+
+fn check_softmax(softmax: &SoftmaxQuant) -> Result<(), &'static str> {
+    let thresholds = &softmax.thresholds;
+    if thresholds
+        .iter()
+        .any(|t| t.is_nan() || *t == f32::NEG_INFINITY)
+    {
+        return Err("thresholds must be finite or +inf");
+    }
+    if thresholds.array_windows().any(|[a, b]| a > b) {
+        return Err("thresholds must ascend");
+    }
+    let limit = 16384;
+    if softmax.multipliers.iter().any(|m| m.unsigned_abs() > limit) {
+        return Err("multipliers must be -16384 to 16384");
+    }
+    if softmax.renormalise {
+        // The row is divided by the sum of its multipliers.
+        if softmax.multipliers.iter().any(|&m| m < 0) {
+            return Err("multipliers of a renormalised row must not be negative");
+        }
+        if softmax.multipliers.iter().all(|&m| m == 0) {
+            return Err("one multiplier must be positive");
+        }
+    }
+    match softmax.kind {
+        SoftmaxKind::Static { .. } => Ok(()),
+        SoftmaxKind::RowMax => check_row_max(softmax),
+    }
+}
+
+/// The row's largest probability has t = 0, code 0 and a positive multiplier,
+/// so that no row sums to zero.
+fn check_row_max(softmax: &SoftmaxQuant) -> Result<(), &'static str> {
+    if !softmax.renormalise {
+        return Err("row-maximum codes must be renormalised");
+    }
+    if softmax.thresholds.first().is_some_and(|&t| t < 0.0) {
+        return Err("the first threshold of row-maximum codes must not be negative");
+    }
+    if softmax.multipliers.first().is_some_and(|&m| m <= 0) {
+        return Err("the first multiplier of row-maximum codes must be positive");
+    }
+    Ok(())
+}
+
+/// Largest sum of magnitudes that i32 holds.
+const MOST: u64 = i32::MAX as u64;
+
+/// The code of the brightest pixel, for the patch embedding.
+const MAX_PIXEL: u8 = 255;
+
+/// No integer sum of any operation can leave the range of i32.
+/// `program` and `quant` fit each other.
+pub(super) fn sums(
+    program: &Program,
+    quant: &Quantization,
+    tensors: &[Tensor<'_>],
+) -> Result<(), ParseError> {
+    for (index, op) in program.ops.iter().enumerate() {
+        match *op {
+            Op::PatchEmbed { weight, .. } => linear_sum(index, MAX_PIXEL, tensors, weight)?,
+            Op::Linear { input, weight, .. } => {
+                linear_sum(index, max_code(quant, input), tensors, weight)?;
+            }
+            Op::Attention { qkv, head_dim, .. } => {
+                let most = max_code(quant, qkv);
+                score_sum(index, most, head_dim)?;
+                let tokens = program.buffers.get(qkv.index()).map_or(0, |b| b.rows);
+                let softmax = quant.softmax.get(index).and_then(Option::as_ref);
+                let multiplier = softmax.map_or(0, largest_multiplier);
+                value_sum(index, most, tokens, multiplier)?;
+            }
+            Op::LayerNorm { .. } | Op::SelectToken { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+fn max_code(quant: &Quantization, buffer: BufferId) -> u8 {
+    activation(quant, buffer).map_or(u8::MAX, |quant| quant.bits.max_code())
+}
+
+fn largest_multiplier(softmax: &SoftmaxQuant) -> u16 {
+    let magnitudes = softmax.multipliers.iter().map(|m| m.unsigned_abs());
+    magnitudes.max().unwrap_or(0)
+}
+
+/// With activations `a <= A`, weights centred to `-C <= w < C`, and zero
+/// points `z` and `y` in the same ranges,
+///
+/// ```text
+/// sum (a - z)(w - y) = sum a w  -  y sum a  -  z sum w  +  K z y
+/// ```
+///
+/// Each of the four terms is at most `K * A * C`, so whatever the order they
+/// are added in, nothing exceeds `4 * K * A * C`.
+fn linear_sum(
+    op: usize,
+    max_act: u8,
+    tensors: &[Tensor<'_>],
+    weight: TensorId,
+) -> Result<(), ParseError> {
+    let Some(Tensor::Weight(weight)) = tensors.get(weight.index()) else {
+        return Ok(()); // the program is valid: it is a weight
+    };
+    let half = center(weight.bits);
+    let bound = product([4, weight.cols as u64, max_act.into(), half]);
+    at_most(op, "the sum of products and zero-point terms", bound)
+}
+
+/// As [`linear_sum`], for `q k^T`, both with codes up to `A`: four terms, each
+/// at most `head_dim * A * A`.
+fn score_sum(op: usize, max_act: u8, head_dim: usize) -> Result<(), ParseError> {
+    let bound = product([4, head_dim as u64, max_act.into(), max_act.into()]);
+    at_most(op, "the sum of an attention score", bound)
+}
+
+/// `sum m v` and `z sum m` each are at most `tokens * M * A`, and so is their
+/// difference `sum m (v - z)`, as `0 <= v, z <= A`.
+fn value_sum(op: usize, max_act: u8, tokens: usize, multiplier: u16) -> Result<(), ParseError> {
+    let bound = product([tokens as u64, multiplier.into(), max_act.into(), 1]);
+    at_most(op, "the sum of attention times values", bound)
+}
+
+fn center(bits: BitWidth) -> u64 {
+    bits.center().into()
+}
+
+fn product(factors: [u64; 4]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
+}
+
+fn at_most(op: usize, what: &'static str, bound: u64) -> Result<(), ParseError> {
+    if bound > MOST {
+        return Err(ParseError::Overflow { op, what, bound });
+    }
+    Ok(())
+}
+
+/// The crop lies within the resized picture.
+pub(super) fn crop(program: &Program, preprocess: &Preprocess) -> Result<(), ParseError> {
+    let [height, width] = program.image;
+    let image = height.max(width);
+    match preprocess.resize {
+        Resize::ShorterSide(side) if (side as usize) < image => Err(ParseError::Crop {
+            shorter_side: side,
+            image,
+        }),
+        Resize::ShorterSide(_) | Resize::Squash => Ok(()),
+    }
+}
+
+/// No labels, or one for each class.
+pub(super) fn labels(program: &Program, labels: &[&str]) -> Result<(), ParseError> {
+    let classes = program.classes();
+    if !labels.is_empty() && labels.len() != classes {
+        return Err(ParseError::LabelCount {
+            found: labels.len(),
+            classes,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! A parsed file and the views of its tensors.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used
+)]
+
+use super::container::{DataChecksum, Section};
+use super::error::ParseError;
+use super::parse;
+use super::write::{ModelData, TensorData};
+use crate::dense;
+use crate::preprocess::Preprocess;
+use crate::program::{Program, TensorId};
+use crate::quant::{BitWidth, Quantization, WeightQuant};
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// A `.tpv` file, checked; borrows the bytes of its tensors and its text.
+///
+/// Holding one proves that the program can be run: each shape fits, each
+/// tensor is there in full, each number is in its range, no integer sum can
+/// overflow.
+///
+/// ```
+/// # use tpvit_models::{Model, synthetic, write};
+/// # let data = synthetic::tiny();
+/// # let bytes = write(&data).unwrap();
+/// let model = Model::parse(&bytes)?;
+/// assert_eq!(model.program().classes(), 10);
+/// # Ok::<(), tpvit_models::ParseError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Model<'a> {
+    pub(super) version: (u16, u16),
+    pub(super) file_len: usize,
+    pub(super) sections: Vec<Section>,
+    pub(super) program: Program,
+    pub(super) quantization: Quantization,
+    pub(super) tensors: Vec<Tensor<'a>>, // by TensorId, of the role in `program`
+    pub(super) preprocess: Preprocess,
+    pub(super) labels: Vec<&'a str>, // none or `classes`
+    pub(super) provenance: &'a str,
+}
+
+impl<'a> Model<'a> {
+    /// Reads and checks a `.tpv` file.
+    ///
+    /// Never panics, whatever the bytes; allocates at most
+    /// 16 times their length and 4 KiB.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        parse::model(bytes, DataChecksum::Verify)
+    }
+
+    /// As [`Model::parse`], without comparing the checksum of DATA, which is
+    /// nearly all of the time that `parse` takes. Everything else is checked,
+    /// so this is as safe; only a damaged weight can go unnoticed.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse_unverified(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        parse::model(bytes, DataChecksum::Skip)
+    }
+
+    /// What is computed.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// How activations and attention are quantized.
+    pub fn quantization(&self) -> &Quantization {
+        &self.quantization
+    }
+
+    /// A constant of the program.
+    ///
+    /// # Panics
+    /// If `id` is not of [`Model::program`].
+    pub fn tensor(&self, id: TensorId) -> Tensor<'a> {
+        *self
+            .tensors
+            .get(id.index())
+            .expect("the tensor is of this model's program")
+    }
+
+    /// The weight of a matrix product.
+    ///
+    /// # Panics
+    /// If `id` is not of [`Model::program`], or holds floats there.
+    pub fn weight(&self, id: TensorId) -> WeightTensor<'a> {
+        match self.tensor(id) {
+            Tensor::Weight(weight) => weight,
+            Tensor::Float(_) => panic!("tensor {} holds floats", id.0),
+        }
+    }
+
+    /// A bias, a gain, an embedding.
+    ///
+    /// # Panics
+    /// If `id` is not of [`Model::program`], or is a weight there.
+    pub fn float(&self, id: TensorId) -> FloatTensor<'a> {
+        match self.tensor(id) {
+            Tensor::Float(float) => float,
+            Tensor::Weight(_) => panic!("tensor {} is a weight", id.0),
+        }
+    }
+
+    /// What happens to a picture first.
+    pub fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
+    /// The names of the classes in order: none, or
+    /// [`Program::classes`] of them.
+    pub fn labels(&self) -> &[&'a str] {
+        &self.labels
+    }
+
+    /// The name of a class, where the file has one.
+    pub fn label(&self, class: usize) -> Option<&'a str> {
+        self.labels.get(class).copied()
+    }
+
+    /// Where the model came from: a JSON object as the quantizer wrote it.
+    /// Only its UTF-8 is checked.
+    pub fn provenance(&self) -> &'a str {
+        self.provenance
+    }
+
+    /// Major and minor version of the file's format.
+    pub fn version(&self) -> (u16, u16) {
+        self.version
+    }
+
+    /// The section table, in the order of the file.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// Length of the file in bytes.
+    pub fn file_len(&self) -> usize {
+        self.file_len
+    }
+
+    /// An owned copy, which [`write`](crate::write) turns into the same bytes
+    /// (but for sections that this reader does not know).
+    pub fn to_data(&self) -> ModelData {
+        ModelData {
+            program: self.program.clone(),
+            quantization: self.quantization.clone(),
+            tensors: self.tensors.iter().copied().map(Tensor::to_data).collect(),
+            preprocess: self.preprocess,
+            labels: self.labels.iter().copied().map(String::from).collect(),
+            provenance: String::from(self.provenance),
+        }
+    }
+}
+
+/// A view of a constant in the file.
+#[derive(Clone, Copy, Debug)]
+pub enum Tensor<'a> {
+    /// Biases, LayerNorm gains, embeddings.
+    Float(FloatTensor<'a>),
+    /// The weight of a matrix product.
+    Weight(WeightTensor<'a>),
+}
+
+impl Tensor<'_> {
+    fn to_data(self) -> TensorData {
+        match self {
+            Tensor::Float(float) => TensorData::Float(float.iter().collect()),
+            Tensor::Weight(weight) => TensorData::Weight(weight.to_quant()),
+        }
+    }
+}
+
+/// Floats in the file; all are finite.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatTensor<'a> {
+    values: &'a [[u8; 4]], // little-endian; unaligned, so not an &[f32]
+}
+
+impl<'a> FloatTensor<'a> {
+    /// A view of whole little-endian floats.
+    pub(super) fn new(values: &'a [[u8; 4]]) -> Self {
+        FloatTensor { values }
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// The value at `index`, if there is one.
+    pub fn get(&self, index: usize) -> Option<f32> {
+        self.values
+            .get(index)
+            .map(|&bytes| f32::from_le_bytes(bytes))
+    }
+
+    /// All values in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = f32> + Clone + use<'a> {
+        self.values.iter().map(|&bytes| f32::from_le_bytes(bytes))
+    }
+
+    /// Copies all values.
+    ///
+    /// # Panics
+    /// If `out` is not [`FloatTensor::len`] long.
+    pub fn copy_to(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.len(), "length of the copy");
+        for (out, value) in out.iter_mut().zip(self.iter()) {
+            *out = value;
+        }
+    }
+
+    /// All values in a new vector.
+    pub fn to_vec(&self) -> Vec<f32> {
+        self.iter().collect()
+    }
+}
+
+/// A quantized weight in the file, `[rows, cols]` = `[outputs, inputs]`.
+///
+/// ```text
+/// w[n, k] ~= scales[n] * (code[n, k] - zero_points[n])
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct WeightTensor<'a> {
+    pub(super) bits: BitWidth,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_len: usize,
+    pub(super) scales: FloatTensor<'a>,
+    pub(super) zero_points: &'a [u8],
+    pub(super) codes: &'a [u8],
+}
+
+impl<'a> WeightTensor<'a> {
+    /// Width of a code.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// `[rows]`; each positive, finite, not subnormal.
+    pub fn scales(&self) -> FloatTensor<'a> {
+        self.scales
+    }
+
+    /// `[rows]`; each at most `bits.max_code()`.
+    pub fn zero_points(&self) -> &'a [u8] {
+        self.zero_points
+    }
+
+    /// `[rows][row_len_bytes]` dense codes, see [`crate::dense`].
+    pub fn codes(&self) -> &'a [u8] {
+        self.codes
+    }
+
+    /// Bytes of a row of dense codes.
+    pub fn row_len_bytes(&self) -> usize {
+        self.row_len
+    }
+
+    /// The dense codes of a row, if there is such a row.
+    pub fn row(&self, row: usize) -> Option<&'a [u8]> {
+        self.codes.chunks_exact(self.row_len).nth(row)
+    }
+
+    /// Unpacks a row to one code per byte.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not [`WeightTensor::cols`] long.
+    pub fn unpack_row(&self, row: usize, out: &mut [u8]) {
+        let codes = self.row(row).expect("the row is of this weight");
+        dense::unpack_row(self.bits, codes, out);
+    }
+
+    /// An owned copy with one code per byte.
+    pub fn to_quant(&self) -> WeightQuant {
+        let mut codes = vec![0; self.rows.saturating_mul(self.cols)];
+        let rows = self.codes.chunks_exact(self.row_len);
+        for (row, out) in rows.zip(codes.chunks_exact_mut(self.cols)) {
+            dense::unpack_row(self.bits, row, out);
+        }
+        WeightQuant {
+            bits: self.bits,
+            scale: self.scales.to_vec(),
+            zero_point: self.zero_points.to_vec(),
+            codes,
+        }
+    }
+}

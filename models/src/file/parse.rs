@@ -1,0 +1,526 @@
+//! Turns the sections of a file into a [`Model`].
+//!
+//! No room is reserved for more than the file can hold: each count is capped
+//! by the bytes that are left in its section ([`Cursor::count`]).
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used
+)]
+
+use super::check;
+use super::container::{Container, DataChecksum, SectionKind, check_zero};
+use super::cursor::Cursor;
+use super::error::ParseError;
+use super::layout::{self, NONE, least};
+use super::model::{FloatTensor, Model, Tensor, WeightTensor};
+use crate::dense::bit_width;
+use crate::preprocess::{Interpolation, Preprocess, Resize};
+use crate::program::{
+    Activation, Buffer, BufferId, MAX_SIZE, Op, Program, TensorId, TensorInfo, TensorRole,
+};
+use crate::quant::{ActivationQuant, Quantization, SoftmaxKind, SoftmaxQuant};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+pub(super) fn model(bytes: &[u8], data: DataChecksum) -> Result<Model<'_>, ParseError> {
+    let file = Container::parse(bytes, data)?;
+    let entries = tensor_entries(&file)?;
+    let program = program(&file, &entries)?;
+    check::names(&program)?;
+    program.validate()?;
+    let tensors = tensors(&file, &entries)?;
+    let quantization = quantization(&file, &program)?;
+    check::quantization(&program, &quantization)?;
+    check::sums(&program, &quantization, &tensors)?;
+    let preprocess = preprocess(&file)?;
+    check::crop(&program, &preprocess)?;
+    let labels = labels(&file)?;
+    check::labels(&program, &labels)?;
+    Ok(Model {
+        version: file.version,
+        file_len: bytes.len(),
+        provenance: cursor(&file, SectionKind::Provenance)?.rest_as_text()?,
+        sections: file.sections,
+        program,
+        quantization,
+        tensors,
+        preprocess,
+        labels,
+    })
+}
+
+fn cursor<'a>(file: &Container<'a>, kind: SectionKind) -> Result<Cursor<'a>, ParseError> {
+    let (offset, bytes) = file.section(kind)?;
+    Ok(Cursor::new(kind, offset, bytes))
+}
+
+/// A line of the directory of tensors; where it points is not yet checked.
+struct TensorEntry<'a> {
+    name: &'a str,
+    role: TensorRole,
+    bits: u8,
+    rows: usize,
+    cols: usize,
+    offset: u64, // in DATA
+    len: u64,
+}
+
+impl TensorEntry<'_> {
+    fn name(&self) -> String {
+        String::from(self.name)
+    }
+
+    /// Whole floats, all finite.
+    fn floats<'d>(
+        &self,
+        what: &'static str,
+        bytes: &'d [u8],
+    ) -> Result<FloatTensor<'d>, ParseError> {
+        let (values, _) = bytes.as_chunks::<4>();
+        let floats = FloatTensor::new(values);
+        match floats.iter().position(|value| !value.is_finite()) {
+            None => Ok(floats),
+            Some(index) => Err(self.bad_value(what, index, floats.get(index))),
+        }
+    }
+
+    /// Whole floats, all of them scales.
+    fn scales<'d>(&self, bytes: &'d [u8]) -> Result<FloatTensor<'d>, ParseError> {
+        let scales = self.floats("scale", bytes)?;
+        match scales.iter().position(|scale| !check::is_scale(scale)) {
+            None => Ok(scales),
+            Some(index) => Err(self.bad_value("scale", index, scales.get(index))),
+        }
+    }
+
+    fn bad_value(&self, what: &'static str, index: usize, found: Option<f32>) -> ParseError {
+        ParseError::TensorValue {
+            tensor: self.name(),
+            what,
+            index,
+            found: found.unwrap_or(f32::NAN),
+        }
+    }
+}
+
+fn tensor_entries<'a>(file: &Container<'a>) -> Result<Vec<TensorEntry<'a>>, ParseError> {
+    let mut at = cursor(file, SectionKind::Tensors)?;
+    let count = at.count("tensors", least::TENSOR)?;
+    let mut entries = Vec::with_capacity(count);
+    for _ in 0..count {
+        let name = at.name()?;
+        let offset = at.offset();
+        let role = match at.u8()? {
+            layout::FLOAT => TensorRole::Float,
+            layout::WEIGHT => TensorRole::Weight,
+            _ => return Err(at.value_at("role of a tensor", offset)),
+        };
+        entries.push(TensorEntry {
+            name,
+            role,
+            bits: at.u8()?,
+            rows: at.size("rows of a tensor")?,
+            cols: at.size("columns of a tensor")?,
+            offset: at.u64()?,
+            len: at.u64()?,
+        });
+    }
+    at.finish()?;
+    Ok(entries)
+}
+
+fn program(file: &Container<'_>, entries: &[TensorEntry<'_>]) -> Result<Program, ParseError> {
+    let mut at = cursor(file, SectionKind::Program)?;
+    let image = [
+        at.size("height of the image")?,
+        at.size("width of the image")?,
+    ];
+    let count = at.count("buffers", least::BUFFER)?;
+    let mut buffers = Vec::with_capacity(count);
+    for _ in 0..count {
+        buffers.push(Buffer {
+            name: String::from(at.name()?),
+            rows: at.size("rows of a buffer")?,
+            cols: at.size("columns of a buffer")?,
+        });
+    }
+    let count = at.count("operations", least::OP)?;
+    let mut ops = Vec::with_capacity(count);
+    for _ in 0..count {
+        ops.push(op(&mut at)?);
+    }
+    at.finish()?;
+    let tensor = |entry: &TensorEntry<'_>| TensorInfo {
+        name: entry.name(),
+        role: entry.role,
+        rows: entry.rows,
+        cols: entry.cols,
+    };
+    Ok(Program {
+        image,
+        buffers,
+        tensors: entries.iter().map(tensor).collect(),
+        ops,
+    })
+}
+
+fn op(at: &mut Cursor<'_>) -> Result<Op, ParseError> {
+    let offset = at.offset();
+    Ok(match at.u8()? {
+        layout::PATCH_EMBED => Op::PatchEmbed {
+            patch: [at.size("patch height")?, at.size("patch width")?],
+            weight: TensorId(at.u16()?),
+            bias: TensorId(at.u16()?),
+            prefix: optional(at.u16()?).map(TensorId),
+            position: optional(at.u16()?).map(TensorId),
+            output: BufferId(at.u16()?),
+        },
+        layout::LAYER_NORM => Op::LayerNorm {
+            input: BufferId(at.u16()?),
+            gamma: TensorId(at.u16()?),
+            beta: TensorId(at.u16()?),
+            eps: at.f32()?,
+            output: BufferId(at.u16()?),
+        },
+        layout::LINEAR => Op::Linear {
+            input: BufferId(at.u16()?),
+            weight: TensorId(at.u16()?),
+            bias: TensorId(at.u16()?),
+            activation: activation(at)?,
+            residual: optional(at.u16()?).map(BufferId),
+            output: BufferId(at.u16()?),
+        },
+        layout::ATTENTION => Op::Attention {
+            qkv: BufferId(at.u16()?),
+            heads: at.size("heads")?,
+            head_dim: at.size("channels of a head")?,
+            scale: at.f32()?,
+            output: BufferId(at.u16()?),
+        },
+        layout::SELECT_TOKEN => Op::SelectToken {
+            input: BufferId(at.u16()?),
+            token: at.size("token")?,
+            output: BufferId(at.u16()?),
+        },
+        _ => return Err(at.value_at("tag of an operation", offset)),
+    })
+}
+
+fn activation(at: &mut Cursor<'_>) -> Result<Activation, ParseError> {
+    let offset = at.offset();
+    match at.u8()? {
+        layout::IDENTITY => Ok(Activation::Identity),
+        layout::GELU => Ok(Activation::Gelu),
+        _ => Err(at.value_at("tag of an activation", offset)),
+    }
+}
+
+fn optional(id: u16) -> Option<u16> {
+    (id != NONE).then_some(id)
+}
+
+/// Cuts DATA into tensors. Each has one place, right after the one before it
+/// (aligned), so none can overlap and no byte is outside of all of them.
+fn tensors<'a>(
+    file: &Container<'a>,
+    entries: &[TensorEntry<'_>],
+) -> Result<Vec<Tensor<'a>>, ParseError> {
+    let (data_offset, data) = file.section(SectionKind::Data)?;
+    let in_file = |at: usize| usize::try_from(data_offset).unwrap_or(0).saturating_add(at);
+    let mut tensors = Vec::with_capacity(entries.len());
+    let mut end = 0;
+    for entry in entries {
+        let start = layout::align(end).unwrap_or(usize::MAX);
+        if entry.offset != start as u64 {
+            return Err(ParseError::TensorPlace {
+                tensor: entry.name(),
+                what: "offset",
+                expected: start as u64,
+                found: entry.offset,
+            });
+        }
+        let rest = data.get(start..).unwrap_or_default();
+        let tensor = tensor(entry, rest, in_file(start))?;
+        check_zero(data.get(end..start).unwrap_or_default(), in_file(end))?;
+        end = start.saturating_add(usize::try_from(entry.len).unwrap_or(usize::MAX));
+        tensors.push(tensor);
+    }
+    if end != data.len() {
+        return Err(ParseError::SectionRest {
+            section: SectionKind::Data,
+            offset: in_file(end) as u64,
+        });
+    }
+    Ok(tensors)
+}
+
+/// Reads one tensor from the front of `data`, which begins at `offset` of the file.
+fn tensor<'a>(
+    entry: &TensorEntry<'_>,
+    data: &'a [u8],
+    offset: usize,
+) -> Result<Tensor<'a>, ParseError> {
+    match entry.role {
+        TensorRole::Float => {
+            if entry.bits != layout::FLOAT_BITS {
+                return Err(bad_bits(entry));
+            }
+            let len = layout::float_len(entry.rows, entry.cols);
+            let bytes = tensor_bytes(entry, len, data)?;
+            Ok(Tensor::Float(entry.floats("value", bytes)?))
+        }
+        TensorRole::Weight => weight(entry, data, offset).map(Tensor::Weight),
+    }
+}
+
+fn weight<'a>(
+    entry: &TensorEntry<'_>,
+    data: &'a [u8],
+    offset: usize,
+) -> Result<WeightTensor<'a>, ParseError> {
+    let bits = bit_width(entry.bits).ok_or_else(|| bad_bits(entry))?;
+    let place = layout::weight_layout(bits, entry.rows, entry.cols);
+    let bytes = tensor_bytes(entry, place.map(|place| place.len), data)?;
+    let place = place.ok_or_else(|| bad_len(entry, usize::MAX))?;
+    let part = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
+    let weight = WeightTensor {
+        bits,
+        rows: entry.rows,
+        cols: entry.cols,
+        row_len: place.row_len,
+        scales: entry.scales(part(0, place.zero_points_at))?,
+        zero_points: part(place.zero_points_at, place.zero_points_end),
+        codes: part(place.codes_at, place.len),
+    };
+    check_zero(
+        part(place.zero_points_end, place.codes_at),
+        offset.saturating_add(place.zero_points_end),
+    )?;
+    check_zero_points(entry, &weight)?;
+    check_row_padding(entry, &weight)?;
+    Ok(weight)
+}
+
+/// The first `expected` bytes of `data`, if the entry claims just as many.
+fn tensor_bytes<'a>(
+    entry: &TensorEntry<'_>,
+    expected: Option<usize>,
+    data: &'a [u8],
+) -> Result<&'a [u8], ParseError> {
+    let expected = expected.unwrap_or(usize::MAX);
+    if entry.len != expected as u64 {
+        return Err(bad_len(entry, expected));
+    }
+    data.get(..expected).ok_or(ParseError::TensorPlace {
+        tensor: entry.name(),
+        what: "length",
+        expected: data.len() as u64,
+        found: entry.len,
+    })
+}
+
+fn bad_len(entry: &TensorEntry<'_>, expected: usize) -> ParseError {
+    ParseError::TensorPlace {
+        tensor: entry.name(),
+        what: "length",
+        expected: expected as u64,
+        found: entry.len,
+    }
+}
+
+fn bad_bits(entry: &TensorEntry<'_>) -> ParseError {
+    ParseError::TensorBits {
+        tensor: entry.name(),
+        found: entry.bits,
+    }
+}
+
+fn check_zero_points(entry: &TensorEntry<'_>, weight: &WeightTensor<'_>) -> Result<(), ParseError> {
+    let most = weight.bits.max_code();
+    let mut zero_points = weight.zero_points.iter().copied().enumerate();
+    match zero_points.find(|&(_, found)| found > most) {
+        None => Ok(()),
+        Some((index, found)) => Err(ParseError::TensorZeroPoint {
+            tensor: entry.name(),
+            index,
+            found,
+            most,
+        }),
+    }
+}
+
+/// Bits after the last code of a row must be zero: there is one way to store
+/// a row. No code itself can be wrong, as each uses all values of its bits.
+fn check_row_padding(entry: &TensorEntry<'_>, weight: &WeightTensor<'_>) -> Result<(), ParseError> {
+    let width = usize::try_from(weight.bits.bits()).unwrap_or(8);
+    let used = weight.cols.saturating_mul(width) % 8; // bits of the last byte; 0 for all
+    if used == 0 {
+        return Ok(());
+    }
+    let padded = |row: &[u8]| row.last().is_some_and(|last| last >> used != 0);
+    match weight.codes.chunks_exact(weight.row_len).position(padded) {
+        None => Ok(()),
+        Some(row) => Err(ParseError::RowPadding {
+            tensor: entry.name(),
+            row,
+        }),
+    }
+}
+
+fn quantization(file: &Container<'_>, program: &Program) -> Result<Quantization, ParseError> {
+    let mut at = cursor(file, SectionKind::Quant)?;
+    let mut activations = Vec::with_capacity(program.buffers.len());
+    activations.resize_with(program.buffers.len(), || None);
+    let mut next = 0; // the least index that may come
+    for _ in 0..at.count("activation quantizers", least::ACTIVATION)? {
+        let offset = at.offset();
+        let index = usize::from(at.u16()?);
+        let slot = activations.get_mut(index).filter(|_| index >= next);
+        let slot = slot.ok_or_else(|| at.value_at("buffer of a quantizer", offset))?;
+        *slot = Some(activation_quant(&mut at)?);
+        next = index.saturating_add(1);
+    }
+    let mut softmax = Vec::with_capacity(program.ops.len());
+    softmax.resize_with(program.ops.len(), || None);
+    let mut next = 0;
+    for _ in 0..at.count("softmax quantizers", least::SOFTMAX)? {
+        let offset = at.offset();
+        let index = at.size("operation of a quantizer")?;
+        let slot = softmax.get_mut(index).filter(|_| index >= next);
+        let slot = slot.ok_or_else(|| at.value_at("operation of a quantizer", offset))?;
+        *slot = Some(softmax_quant(&mut at)?);
+        next = index.saturating_add(1);
+    }
+    at.finish()?;
+    Ok(Quantization {
+        activations,
+        softmax,
+    })
+}
+
+fn activation_quant(at: &mut Cursor<'_>) -> Result<ActivationQuant, ParseError> {
+    let bits = at.bits()?;
+    at.reserved::<1>()?;
+    let count = at.count("scales", 4 + 1)?;
+    let mut scale = Vec::with_capacity(count);
+    for _ in 0..count {
+        scale.push(read_scale(at)?);
+    }
+    let offset = at.offset();
+    let zero_point = at.bytes(count)?;
+    if zero_point.iter().any(|&zero| zero > bits.max_code()) {
+        return Err(at.value_at("zero point", offset));
+    }
+    Ok(ActivationQuant {
+        bits,
+        scale,
+        zero_point: zero_point.to_vec(),
+    })
+}
+
+fn softmax_quant(at: &mut Cursor<'_>) -> Result<SoftmaxQuant, ParseError> {
+    let start = at.offset();
+    let bits = at.bits()?;
+    let method = layout::method(at.u8()?).ok_or_else(|| at.value_at("softmax method", start))?;
+    let kind = at.u8()?;
+    let renormalise = match at.u8()? {
+        0 => false,
+        1 => true,
+        _ => return Err(at.value_at("renormalise", start)),
+    };
+    let kind = match kind {
+        layout::ROW_MAX => {
+            at.reserved::<4>()?;
+            SoftmaxKind::RowMax
+        }
+        layout::STATIC => SoftmaxKind::Static {
+            scale: read_scale(at)?,
+        },
+        _ => return Err(at.value_at("softmax kind", start)),
+    };
+    let codes = layout::codes_of(bits);
+    let mut thresholds = Vec::with_capacity(codes.saturating_sub(1));
+    for _ in 1..codes {
+        thresholds.push(at.f32()?);
+    }
+    let mut multipliers = Vec::with_capacity(codes);
+    for _ in 0..codes {
+        multipliers.push(at.i16()?);
+    }
+    Ok(SoftmaxQuant {
+        bits,
+        method,
+        kind,
+        renormalise,
+        thresholds,
+        multipliers,
+    })
+}
+
+fn read_scale(at: &mut Cursor<'_>) -> Result<f32, ParseError> {
+    let offset = at.offset();
+    let scale = at.f32()?;
+    if !check::is_scale(scale) {
+        return Err(at.value_at("scale", offset));
+    }
+    Ok(scale)
+}
+
+fn preprocess(file: &Container<'_>) -> Result<Preprocess, ParseError> {
+    let mut at = cursor(file, SectionKind::Preprocess)?;
+    let start = at.offset();
+    let resize = at.u8()?;
+    let interpolation = match at.u8()? {
+        layout::BILINEAR => Interpolation::Bilinear,
+        layout::BICUBIC => Interpolation::Bicubic,
+        _ => return Err(at.value_at("interpolation", start)),
+    };
+    at.reserved::<2>()?;
+    let resize = match resize {
+        layout::SQUASH => {
+            at.reserved::<4>()?;
+            Resize::Squash
+        }
+        layout::SHORTER_SIDE => Resize::ShorterSide(shorter_side(&mut at)?),
+        _ => return Err(at.value_at("resize", start)),
+    };
+    let mean = [at.f32()?, at.f32()?, at.f32()?];
+    if mean.iter().any(|mean| !mean.is_finite()) {
+        return Err(at.value_at("mean", start));
+    }
+    let std = [
+        read_scale(&mut at)?,
+        read_scale(&mut at)?,
+        read_scale(&mut at)?,
+    ];
+    at.finish()?;
+    Ok(Preprocess {
+        resize,
+        interpolation,
+        mean,
+        std,
+    })
+}
+
+fn shorter_side(at: &mut Cursor<'_>) -> Result<u32, ParseError> {
+    let offset = at.offset();
+    let side = at.u32()?;
+    let in_range = usize::try_from(side).is_ok_and(|side| (1..=MAX_SIZE).contains(&side));
+    if !in_range {
+        return Err(at.value_at("shorter side", offset));
+    }
+    Ok(side)
+}
+
+fn labels<'a>(file: &Container<'a>) -> Result<Vec<&'a str>, ParseError> {
+    let mut at = cursor(file, SectionKind::Labels)?;
+    let count = at.count("labels", least::LABEL)?;
+    let mut labels = Vec::with_capacity(count);
+    for _ in 0..count {
+        labels.push(at.name()?);
+    }
+    at.finish()?;
+    Ok(labels)
+}

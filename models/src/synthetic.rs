@@ -1,0 +1,486 @@
+//! Seeded random models with the shapes of real ones: for benches, examples
+//! and tests, which then need no download.
+//!
+//! A synthetic model computes nothing useful, but its numbers are like a real
+//! model's: LayerNorm outputs near unit variance in quantizers that span
+//! -4 to 4, weights with variance `1 / inputs`, so that nothing vanishes,
+//! grows or saturates through the depth.
+//!
+//! ```
+//! use tpvit_models::synthetic::{self, VitConfig};
+//! use tpvit_models::{BitWidth, Model, write};
+//!
+//! let softmax = synthetic::row_max_softmax(BitWidth::B4);
+//! let config = VitConfig { depth: 2, ..VitConfig::DEIT_TINY };
+//! let data = synthetic::vit(config, BitWidth::B4, BitWidth::B8, &softmax, 1);
+//! let bytes = write(&data)?;
+//! assert_eq!(Model::parse(&bytes).unwrap().program().classes(), 1000);
+//! # Ok::<(), tpvit_models::WriteError>(())
+//! ```
+
+use crate::file::{ModelData, TensorData};
+use crate::preprocess::{Interpolation, Preprocess, Resize};
+use crate::program::{Activation, Buffer, BufferId, Op, Program, TensorId, TensorInfo, TensorRole};
+use crate::quant::{
+    ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxMethod, SoftmaxQuant, WeightQuant,
+};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Shape of a plain Vision Transformer with a class token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VitConfig {
+    /// Height and width of the picture in pixels; a multiple of `patch`.
+    pub image: usize,
+    /// Height and width of a patch in pixels.
+    pub patch: usize,
+    /// Channels of a token; a multiple of `heads`.
+    pub dim: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads of a block.
+    pub heads: usize,
+    /// Width of the MLP, in multiples of `dim`.
+    pub mlp_ratio: usize,
+    /// Number of classes.
+    pub classes: usize,
+}
+
+impl VitConfig {
+    /// DeiT-T, 5.7 M parameters.
+    pub const DEIT_TINY: VitConfig = VitConfig {
+        image: 224,
+        patch: 16,
+        dim: 192,
+        depth: 12,
+        heads: 3,
+        mlp_ratio: 4,
+        classes: 1000,
+    };
+
+    /// DeiT-S, 22 M parameters.
+    pub const DEIT_SMALL: VitConfig = VitConfig {
+        dim: 384,
+        heads: 6,
+        ..VitConfig::DEIT_TINY
+    };
+
+    /// ViT-B and DeiT-B, 86 M parameters.
+    pub const VIT_BASE: VitConfig = VitConfig {
+        dim: 768,
+        heads: 12,
+        ..VitConfig::DEIT_TINY
+    };
+
+    /// The smallest one in which nothing is trivial: 5 tokens, 2 heads, 2 blocks.
+    pub const SMALLEST: VitConfig = VitConfig {
+        image: 8,
+        patch: 4,
+        dim: 12,
+        depth: 2,
+        heads: 2,
+        mlp_ratio: 2,
+        classes: 10,
+    };
+
+    /// Patches and the class token.
+    pub fn tokens(&self) -> usize {
+        let side = self.image / self.patch;
+        side * side + 1
+    }
+}
+
+/// A whole model of shape `config`, the same for the same arguments.
+///
+/// All weights have `weight_bits` (the patch embedding too), all coded
+/// buffers `act_bits`, all attention codes `softmax`. The scales of q and k
+/// differ between heads, those of v between columns.
+///
+/// # Panics
+/// If `image` is no multiple of `patch`, or `dim` none of `heads`, or a size
+/// is zero.
+pub fn vit(
+    config: VitConfig,
+    weight_bits: BitWidth,
+    act_bits: BitWidth,
+    softmax: &SoftmaxQuant,
+    seed: u64,
+) -> ModelData {
+    assert_eq!(config.image % config.patch, 0, "image and patch size");
+    assert_eq!(config.dim % config.heads, 0, "channels and heads");
+    let mut builder = Builder {
+        program: Program {
+            image: [config.image; 2],
+            buffers: Vec::new(),
+            tensors: Vec::new(),
+            ops: Vec::new(),
+        },
+        quantization: Quantization::default(),
+        tensors: Vec::new(),
+        random: Random(seed),
+        weight_bits,
+        act_bits,
+        softmax,
+    };
+    builder.vit(config);
+    ModelData {
+        program: builder.program,
+        quantization: builder.quantization,
+        tensors: builder.tensors,
+        preprocess: Preprocess {
+            resize: Resize::ShorterSide((config.image * 8 / 7) as u32),
+            interpolation: Interpolation::Bicubic,
+            mean: [0.485, 0.456, 0.406],
+            std: [0.229, 0.224, 0.225],
+        },
+        labels: (0..config.classes).map(|c| format!("class {c}")).collect(),
+        provenance: format!("{{\"synthetic\":{{\"seed\":{seed}}}}}"),
+    }
+}
+
+/// A model of [`VitConfig::SMALLEST`] with 4-bit weights, 8-bit activations
+/// and 3-bit attention.
+pub fn tiny() -> ModelData {
+    let softmax = row_max_softmax(BitWidth::B3);
+    vit(VitConfig::SMALLEST, BitWidth::B4, BitWidth::B8, &softmax, 0)
+}
+
+/// Codes relative to the row's largest probability, as the quantizer's: 2 and
+/// 3 bits step by an octave, more bits by half an octave, and the last code
+/// used is 0. Codes beyond the sixteenth are never used.
+pub fn row_max_softmax(bits: BitWidth) -> SoftmaxQuant {
+    const HALF_OCTAVES: [i16; 16] = [127, 90, 64, 45, 32, 22, 16, 11, 8, 6, 4, 3, 2, 1, 1, 0];
+    let (step, multipliers): (f32, &[i16]) = match bits {
+        BitWidth::B2 => (1.0, &[127, 63, 31, 0]),
+        BitWidth::B3 => (1.0, &[127, 63, 31, 15, 7, 3, 1, 0]),
+        BitWidth::B4 | BitWidth::B6 | BitWidth::B8 => (0.5, &HALF_OCTAVES),
+    };
+    let (thresholds, multipliers) = codebook(bits, step, multipliers);
+    SoftmaxQuant {
+        bits,
+        method: SoftmaxMethod::RowMax,
+        kind: SoftmaxKind::RowMax,
+        renormalise: true,
+        thresholds,
+        multipliers,
+    }
+}
+
+/// FQ-ViT's log2 codes: code `c` stands for `2^-c`, the last one used for 0.
+/// Codes beyond the sixteenth are never used: an i16 reaches no further.
+pub fn log2_softmax(bits: BitWidth) -> SoftmaxQuant {
+    let top = usize::from(bits.max_code()).min(15) - 1; // exponent of code 0
+    let mut powers: Vec<i16> = (0..=top).rev().map(|exponent| 1 << exponent).collect();
+    powers.push(0);
+    let (thresholds, multipliers) = codebook(bits, 1.0, &powers);
+    SoftmaxQuant {
+        bits,
+        method: SoftmaxMethod::Log2,
+        kind: SoftmaxKind::Static {
+            scale: 1.0 / (1u32 << top) as f32,
+        },
+        renormalise: false,
+        thresholds,
+        multipliers,
+    }
+}
+
+/// Code `c` is `c * step` octaves down, give or take half a step. Codes
+/// beyond the given multipliers are never reached.
+fn codebook(bits: BitWidth, step: f32, used: &[i16]) -> (Vec<f32>, Vec<i16>) {
+    let codes = usize::from(bits.max_code()) + 1;
+    let threshold = |code: usize| {
+        if code + 1 < used.len() {
+            (code as f32 + 0.5) * step
+        } else {
+            f32::INFINITY
+        }
+    };
+    let mut multipliers = used.to_vec();
+    multipliers.resize(codes, 0);
+    ((0..codes - 1).map(threshold).collect(), multipliers)
+}
+
+/// Grows a program, its quantizers and its tensors together.
+struct Builder<'a> {
+    program: Program,
+    quantization: Quantization,
+    tensors: Vec<TensorData>,
+    random: Random,
+    weight_bits: BitWidth,
+    act_bits: BitWidth,
+    softmax: &'a SoftmaxQuant,
+}
+
+impl Builder<'_> {
+    fn vit(&mut self, config: VitConfig) {
+        let mut x = self.patch_embed(config);
+        for block in 0..config.depth {
+            x = self.block(config, &format!("blocks.{block}"), x);
+        }
+        let dim = config.dim;
+        let class = self.buffer("class_token", [1, dim], None);
+        self.op(Op::SelectToken {
+            input: x,
+            token: 0,
+            output: class,
+        });
+        let norm = self.layer_norm("norm", class);
+        self.linear(
+            "head",
+            norm,
+            config.classes,
+            Activation::Identity,
+            None,
+            None,
+        );
+    }
+
+    fn patch_embed(&mut self, config: VitConfig) -> BufferId {
+        let (dim, tokens) = (config.dim, config.tokens());
+        let inputs = config.patch * config.patch * 3;
+        // Pixels are 0 to 255, with a deviation of some 64.
+        let weight = self.weight("patch_embed.proj.weight", [dim, inputs], 1.0 / 64.0);
+        let bias = self.float("patch_embed.proj.bias", [1, dim], 0.0, 0.1);
+        let prefix = self.float("cls_token", [1, dim], 0.0, 1.0);
+        let position = self.float("pos_embed", [tokens - 1, dim], 0.0, 0.5);
+        let output = self.buffer("embedding", [tokens, dim], None);
+        self.op(Op::PatchEmbed {
+            patch: [config.patch; 2],
+            weight,
+            bias,
+            prefix: Some(prefix),
+            position: Some(position),
+            output,
+        });
+        output
+    }
+
+    fn block(&mut self, config: VitConfig, name: &str, x: BufferId) -> BufferId {
+        let dim = config.dim;
+        let head_dim = dim / config.heads;
+
+        let norm1 = self.layer_norm(&format!("{name}.norm1"), x);
+        let qkv_quant = self.qkv_quant(config.heads, head_dim);
+        let qkv_name = format!("{name}.attn.qkv");
+        let none = Activation::Identity;
+        let qkv = self.linear(&qkv_name, norm1, 3 * dim, none, None, Some(qkv_quant));
+        let quant = self.act_quant(-2.0, 2.0); // an average of values is narrower than they are
+        let attention = self.buffer(&format!("{name}.attn"), [config.tokens(), dim], Some(quant));
+        self.op(Op::Attention {
+            qkv,
+            heads: config.heads,
+            head_dim,
+            scale: 1.0 / sqrt(head_dim),
+            output: attention,
+        });
+        let x = self.linear(
+            &format!("{name}.attn.proj"),
+            attention,
+            dim,
+            none,
+            Some(x),
+            None,
+        );
+
+        let norm2 = self.layer_norm(&format!("{name}.norm2"), x);
+        let hidden = self.act_quant(-0.17, 3.5); // GELU is never below -0.17
+        let fc1 = format!("{name}.mlp.fc1");
+        let width = config.mlp_ratio * dim;
+        let hidden = self.linear(&fc1, norm2, width, Activation::Gelu, None, Some(hidden));
+        self.linear(&format!("{name}.mlp.fc2"), hidden, dim, none, Some(x), None)
+    }
+
+    fn layer_norm(&mut self, name: &str, input: BufferId) -> BufferId {
+        let Buffer { rows, cols, .. } = self.program.buffers[input.index()];
+        let gamma = self.float(&format!("{name}.weight"), [1, cols], 1.0, 0.2);
+        let beta = self.float(&format!("{name}.bias"), [1, cols], 0.0, 0.2);
+        let quant = self.act_quant(-4.0, 4.0);
+        let output = self.buffer(name, [rows, cols], Some(quant));
+        self.op(Op::LayerNorm {
+            input,
+            gamma,
+            beta,
+            eps: 1e-6,
+            output,
+        });
+        output
+    }
+
+    fn linear(
+        &mut self,
+        name: &str,
+        input: BufferId,
+        outputs: usize,
+        activation: Activation,
+        residual: Option<BufferId>,
+        quant: Option<ActivationQuant>,
+    ) -> BufferId {
+        let Buffer { rows, cols, .. } = self.program.buffers[input.index()];
+        let weight = self.weight(&format!("{name}.weight"), [outputs, cols], 1.0);
+        let bias = self.float(&format!("{name}.bias"), [1, outputs], 0.0, 0.1);
+        let output = self.buffer(name, [rows, outputs], quant);
+        self.op(Op::Linear {
+            input,
+            weight,
+            bias,
+            activation,
+            residual,
+            output,
+        });
+        output
+    }
+
+    /// An operation; its softmax quantizer if it is attention.
+    fn op(&mut self, op: Op) {
+        let attention = matches!(op, Op::Attention { .. });
+        let softmax = attention.then(|| self.softmax.clone());
+        self.quantization.softmax.push(softmax);
+        self.program.ops.push(op);
+    }
+
+    fn buffer(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        quant: Option<ActivationQuant>,
+    ) -> BufferId {
+        let id = BufferId(self.program.buffers.len() as u16);
+        self.program.buffers.push(Buffer {
+            name: String::from(name),
+            rows,
+            cols,
+        });
+        self.quantization.activations.push(quant);
+        id
+    }
+
+    fn tensor(
+        &mut self,
+        name: &str,
+        role: TensorRole,
+        [rows, cols]: [usize; 2],
+        data: TensorData,
+    ) -> TensorId {
+        let id = TensorId(self.tensors.len() as u16);
+        self.program.tensors.push(TensorInfo {
+            name: String::from(name),
+            role,
+            rows,
+            cols,
+        });
+        self.tensors.push(data);
+        id
+    }
+
+    /// Floats spread evenly over `center - reach` to `center + reach`.
+    fn float(&mut self, name: &str, shape: [usize; 2], center: f32, reach: f32) -> TensorId {
+        let count = shape[0] * shape[1];
+        let random = &mut self.random;
+        let values = (0..count)
+            .map(|_| center + reach * random.signed())
+            .collect();
+        self.tensor(name, TensorRole::Float, shape, TensorData::Float(values))
+    }
+
+    /// A weight of random codes and deviation `gain / sqrt(inputs)`, give or
+    /// take a fifth per output; zero points one off the centre either way,
+    /// but for 8 bits, which are symmetric.
+    fn weight(&mut self, name: &str, shape: [usize; 2], gain: f32) -> TensorId {
+        let [outputs, inputs] = shape;
+        let bits = self.weight_bits;
+        let random = &mut self.random;
+        // Even codes deviate by (number of codes) / sqrt(12).
+        let scale = gain * 3.4641 / (f32::from(bits.max_code()) + 1.0) / sqrt(inputs);
+        let center = bits.center();
+        let data = WeightQuant {
+            bits,
+            scale: (0..outputs)
+                .map(|_| scale * (1.0 + 0.2 * random.signed()))
+                .collect(),
+            zero_point: match bits {
+                BitWidth::B8 => vec![center; outputs],
+                BitWidth::B2 | BitWidth::B3 | BitWidth::B4 | BitWidth::B6 => (0..outputs)
+                    .map(|_| center - 1 + (random.next() % 3) as u8)
+                    .collect(),
+            },
+            codes: random.codes(bits, outputs * inputs),
+        };
+        self.tensor(name, TensorRole::Weight, shape, TensorData::Weight(data))
+    }
+
+    /// One scale and zero point that spread all codes over `low..=high`.
+    fn act_quant(&self, low: f32, high: f32) -> ActivationQuant {
+        let (scale, zero_point) = spread(self.act_bits, low, high);
+        ActivationQuant {
+            bits: self.act_bits,
+            scale: vec![scale],
+            zero_point: vec![zero_point],
+        }
+    }
+
+    /// Ranges that differ per head for q and k, per column for v.
+    fn qkv_quant(&mut self, heads: usize, head_dim: usize) -> ActivationQuant {
+        let dim = heads * head_dim;
+        let (mut scale, mut zero_point) = (Vec::new(), Vec::new());
+        for start in 0..3 * dim {
+            let group = if start < 2 * dim { head_dim } else { 1 };
+            if start % group != 0 {
+                scale.push(scale[start - 1]);
+                zero_point.push(zero_point[start - 1]);
+                continue;
+            }
+            let low = -4.0 + 0.5 * self.random.signed();
+            let high = 4.0 + 0.5 * self.random.signed();
+            let (s, z) = spread(self.act_bits, low, high);
+            scale.push(s);
+            zero_point.push(z);
+        }
+        ActivationQuant {
+            bits: self.act_bits,
+            scale,
+            zero_point,
+        }
+    }
+}
+
+/// Scale and zero point that spread all codes over `low..=high`, `low <= 0`.
+fn spread(bits: BitWidth, low: f32, high: f32) -> (f32, u8) {
+    let scale = (high - low) / f32::from(bits.max_code());
+    (scale, (-low / scale + 0.5) as u8)
+}
+
+/// Square root to some 5 digits; `core` has none for floats.
+fn sqrt(x: usize) -> f32 {
+    ((x as u64) << 32).isqrt() as f32 / 65536.0
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Even over -1 to 1.
+    fn signed(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Even over all codes, eight from each draw.
+    fn codes(&mut self, bits: BitWidth, count: usize) -> Vec<u8> {
+        let mut codes = Vec::with_capacity(count);
+        while codes.len() < count {
+            let draw = self.next().to_le_bytes();
+            let wanted = draw.len().min(count - codes.len());
+            codes.extend(draw[..wanted].iter().map(|byte| byte & bits.max_code()));
+        }
+        codes
+    }
+}
