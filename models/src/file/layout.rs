@@ -14,7 +14,7 @@ use crate::quant::{BitWidth, SoftmaxMethod};
 /// the line ends show a conversion of them, as in PNG.
 pub const MAGIC: [u8; 8] = *b"\x89TPV\r\n\x1a\n";
 
-/// Major and minor version that [`write`](crate::write) writes and
+/// Major and minor version that [`write()`](crate::write) writes and
 /// [`Model::parse`](crate::Model::parse) reads.
 pub const VERSION: (u16, u16) = (1, 0);
 

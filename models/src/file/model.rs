@@ -147,7 +147,7 @@ impl<'a> Model<'a> {
         self.file_len
     }
 
-    /// An owned copy, which [`write`](crate::write) turns into the same bytes
+    /// An owned copy, which [`write()`](crate::write) turns into the same bytes
     /// (but for sections that this reader does not know).
     pub fn to_data(&self) -> ModelData {
         ModelData {

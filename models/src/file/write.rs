@@ -1,7 +1,7 @@
 //! Writes a file: encodes each section, lays them out, adds the checksums.
 //!
 //! The result is read back before it is returned, so whatever
-//! [`Model::parse`] refuses, [`write`] refuses too.
+//! [`Model::parse`] refuses, [`write()`] refuses too.
 
 use super::container::SectionKind;
 use super::error::ParseError;

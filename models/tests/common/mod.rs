@@ -1,6 +1,8 @@
 //! Models for the tests.
 #![allow(dead_code)] // each test binary uses its part
 
+pub(crate) mod hand;
+
 use proptest::prelude::*;
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{BitWidth, ModelData, SoftmaxQuant};

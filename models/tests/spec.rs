@@ -1,0 +1,56 @@
+//! The examples of `SPEC.md` are true.
+#![forbid(unsafe_code)]
+
+use tpvit_models::dense::{bit_width, pack_row, row_len_bytes, unpack_row};
+
+const SPEC: &str = include_str!("../SPEC.md");
+const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
+
+fn hex(bytes: &str) -> Vec<u8> {
+    let byte = |b| u8::from_str_radix(b, 16).unwrap_or_else(|_| panic!("hex in {bytes}"));
+    bytes.split_whitespace().map(byte).collect()
+}
+
+/// Lines such as `0100: 04 00 00 00  meaning`.
+#[test]
+fn bytes_shown_are_those_of_the_golden_file() {
+    let mut shown = 0;
+    for line in SPEC.lines() {
+        let Some((offset, rest)) = line.split_once(": ") else {
+            continue;
+        };
+        let Ok(offset) = usize::from_str_radix(offset, 16) else {
+            continue;
+        };
+        let (bytes, _meaning) = rest.split_once("  ").expect("a meaning after two spaces");
+        let bytes = hex(bytes);
+        assert_eq!(GOLDEN[offset..][..bytes.len()], bytes, "{line}");
+        shown += 1;
+    }
+    assert!(shown > 40, "only {shown} lines were found");
+}
+
+/// Lines such as `codes of 3 bits: 7 0 5 = 47 01`.
+#[test]
+fn codes_shown_are_packed_so() {
+    let mut shown = Vec::new();
+    for line in SPEC.lines() {
+        let Some(rest) = line.strip_prefix("codes of ") else {
+            continue;
+        };
+        let (bits, rest) = rest.split_once(" bits: ").expect("a width");
+        let bits = bit_width(bits.parse().unwrap()).expect("a width");
+        let (codes, bytes) = rest.split_once(" = ").expect("bytes");
+        let codes: Vec<u8> = codes.split(' ').map(|code| code.parse().unwrap()).collect();
+        let bytes = hex(bytes);
+        let mut packed = vec![0; row_len_bytes(bits, codes.len())];
+        pack_row(bits, &codes, &mut packed);
+        assert_eq!(packed, bytes, "{line}");
+        let mut unpacked = vec![0; codes.len()];
+        unpack_row(bits, &bytes, &mut unpacked);
+        assert_eq!(unpacked, codes, "{line}");
+        shown.push(bits);
+    }
+    shown.dedup();
+    assert_eq!(shown.len(), 5, "an example for each width");
+}
