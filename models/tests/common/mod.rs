@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 pub(crate) mod hand;
+pub(crate) mod raw;
 
 use proptest::prelude::*;
 use tpvit_models::synthetic::{self, VitConfig};

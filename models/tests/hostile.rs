@@ -1,0 +1,1032 @@
+//! No bytes make the reader panic, and no byte can change unnoticed.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use common::hand::golden;
+use common::raw::{self, RawSection, entry_at, fix_checksums, put, u32_at};
+use proptest::prelude::*;
+use tpvit_models::file::SectionKind;
+use tpvit_models::synthetic::{self, VitConfig};
+use tpvit_models::{
+    Activation, ActivationQuant, BitWidth, Buffer, BufferId, Model, ModelData, Op, ParseError,
+    ProgramError, Resize, SoftmaxKind, Tensor, TensorData, TensorId, TensorInfo, TensorRole,
+    WeightQuant, WriteError, write,
+};
+
+const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
+const HEADER_AND_TABLE: usize = 32 + 7 * 32;
+const DATA_OFFSET: usize = 0xa00;
+const MINOR_VERSION: core::ops::Range<usize> = 10..12;
+
+/// Calls every accessor. If the bytes are accepted, they are the one way to
+/// write what was read.
+fn read(bytes: &[u8]) -> Result<(), ParseError> {
+    let model = Model::parse(bytes)?;
+    for index in 0..model.program().tensors.len() {
+        match model.tensor(TensorId(index as u16)) {
+            Tensor::Float(float) => assert!(float.iter().all(f32::is_finite)),
+            Tensor::Weight(weight) => {
+                let mut codes = vec![0; weight.cols()];
+                for row in 0..weight.rows() {
+                    weight.unpack_row(row, &mut codes);
+                }
+            }
+        }
+    }
+    for class in 0..=model.program().classes() {
+        assert!(model.label(class).is_some() || class >= model.labels().len());
+    }
+    let _ = (model.program().macs(), model.sections(), model.provenance());
+    let mut again = write(&model.to_data()).expect("what is read can be written");
+    put(&mut again, MINOR_VERSION.start, &bytes[MINOR_VERSION]);
+    fix_checksums(&mut again);
+    assert!(
+        again == bytes,
+        "the file is not the one way to write its model"
+    );
+    Ok(())
+}
+
+fn refused(bytes: &[u8]) -> ParseError {
+    let error = read(bytes).expect_err("the file is invalid");
+    let text = error.to_string();
+    assert!(!text.is_empty() && !text.ends_with('.'), "{text}");
+    assert!(text.starts_with(|c: char| !c.is_uppercase()), "{text}");
+    error
+}
+
+// --- Accidents: the checksums must notice ---
+
+#[test]
+fn every_truncation_is_refused() {
+    for len in 0..GOLDEN.len() {
+        refused(&GOLDEN[..len]);
+    }
+}
+
+#[test]
+fn every_extension_is_refused() {
+    for extra in [1, 63, 64, 4096] {
+        let mut bytes = GOLDEN.to_vec();
+        bytes.resize(GOLDEN.len() + extra, 0);
+        assert!(matches!(refused(&bytes), ParseError::FileLength { .. }));
+    }
+}
+
+#[test]
+fn every_value_of_every_byte_of_header_and_table_is_refused() {
+    let mut bytes = GOLDEN.to_vec();
+    for at in 0..HEADER_AND_TABLE {
+        for value in (0..=255).filter(|&value| value != GOLDEN[at]) {
+            bytes[at] = value;
+            refused(&bytes);
+        }
+        bytes[at] = GOLDEN[at];
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let mut bytes = GOLDEN.to_vec();
+    for at in 0..GOLDEN.len() {
+        for bit in 0..8 {
+            bytes[at] = GOLDEN[at] ^ (1 << bit);
+            refused(&bytes);
+        }
+        bytes[at] = GOLDEN[at];
+    }
+}
+
+#[test]
+fn text_mode_is_told_from_other_files() {
+    let text = |from: &[u8], to: &[u8]| {
+        let (mut out, mut at) = (Vec::new(), 0);
+        while at < GOLDEN.len() {
+            if GOLDEN[at..].starts_with(from) {
+                out.extend(to);
+                at += from.len();
+            } else {
+                out.push(GOLDEN[at]);
+                at += 1;
+            }
+        }
+        out
+    };
+    assert_eq!(refused(&text(b"\r\n", b"\n")), ParseError::TextMode);
+    assert_eq!(refused(&text(b"\n", b"\r\n")), ParseError::TextMode);
+    let seven_bits: Vec<u8> = GOLDEN.iter().map(|byte| byte & 0x7f).collect();
+    assert_eq!(refused(&seven_bits), ParseError::TextMode);
+    assert_eq!(refused(b"GGUF\x03\0\0\0"), ParseError::NotTpv);
+    assert_eq!(refused(b""), ParseError::NotTpv);
+}
+
+#[test]
+fn without_the_checksum_of_data_only_data_goes_unchecked() {
+    let sections = Model::parse(GOLDEN).unwrap().sections().to_vec();
+    let mut bytes = GOLDEN.to_vec();
+    for section in sections {
+        let last = section.offset + section.len - 1;
+        bytes[last] ^= 1;
+        let checksum = ParseError::SectionChecksum {
+            section: section.kind,
+            stored: section.crc32,
+            computed: crc32fast::hash(&bytes[section.offset..][..section.len]),
+        };
+        assert_eq!(Model::parse(&bytes).err(), Some(checksum.clone()));
+        match section.kind {
+            SectionKind::Data => assert!(Model::parse_unverified(&bytes).is_ok()),
+            _ => assert_eq!(Model::parse_unverified(&bytes).err(), Some(checksum)),
+        }
+        bytes[last] ^= 1;
+    }
+}
+
+// --- Intent: the checksums are true, validation must notice ---
+
+/// Every value of every byte before DATA, every bit of DATA, each time with
+/// true checksums.
+#[test]
+fn every_mutated_byte_is_refused_or_read_back() {
+    let mut bytes = GOLDEN.to_vec();
+    let mut accepted = 0;
+    for at in 0..GOLDEN.len() {
+        let was = GOLDEN[at];
+        let values = (0..=255).filter(|&value| value != was);
+        let in_data = at >= DATA_OFFSET;
+        for value in values.filter(|value| !in_data || (value ^ was).is_power_of_two()) {
+            bytes[at] = value;
+            fix_checksums(&mut bytes);
+            accepted += usize::from(read(&bytes).is_ok());
+            bytes.copy_from_slice(GOLDEN);
+        }
+    }
+    assert!(accepted > 1000, "only {accepted} files got past validation");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn many_mutated_bytes_are_refused_or_read_back(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        small in any::<bool>(),
+    ) {
+        let mut bytes = GOLDEN.to_vec();
+        // Half of the time only in what describes, which is most of the format.
+        let within = if small { DATA_OFFSET } else { bytes.len() };
+        for (at, value) in changes {
+            bytes[at.index(within)] = value;
+        }
+        fix_checksums(&mut bytes);
+        let _ = read(&bytes);
+    }
+
+    /// A `u32` anywhere becomes a boundary value.
+    #[test]
+    fn boundary_numbers_are_refused_or_read_back(
+        at in 0..GOLDEN.len() - 8,
+        value in prop::sample::select(vec![
+            0, 1, 2, 0x7f, 0xff, 0xffff, 0x1_0000, 0x1_0001, i32::MAX as u64, 1 << 31,
+            u32::MAX.into(), 1 << 32, i64::MAX as u64, 1 << 63, u64::MAX - 63, u64::MAX,
+            0x7fc0_0000, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 1, 0x3f80_0000,
+        ]),
+        wide in any::<bool>(),
+    ) {
+        let mut bytes = GOLDEN.to_vec();
+        let value = value.to_le_bytes();
+        put(&mut bytes, at, &value[..if wide { 8 } else { 4 }]);
+        fix_checksums(&mut bytes);
+        let _ = read(&bytes);
+    }
+
+    #[test]
+    fn sections_of_random_bytes_are_refused_or_read_back(
+        index in 0..7usize,
+        random in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut sections = raw::split(GOLDEN);
+        sections[index].bytes = random;
+        let _ = read(&raw::join(&sections));
+    }
+
+    #[test]
+    fn random_bytes_are_refused(random in prop::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(Model::parse(&random).is_err());
+        let mut bytes = GOLDEN[..16].to_vec();
+        bytes.extend(random);
+        prop_assert!(Model::parse(&bytes).is_err());
+    }
+}
+
+#[test]
+fn taking_a_file_apart_and_together_gives_the_same_file() {
+    assert_eq!(raw::join(&raw::split(GOLDEN)), GOLDEN);
+}
+
+#[test]
+fn every_truncated_section_is_refused() {
+    for index in (0..7).filter(|&index| index != 5) {
+        let sections = raw::split(GOLDEN);
+        for len in 0..sections[index].bytes.len() {
+            let mut sections = sections.clone();
+            sections[index].bytes.truncate(len);
+            refused(&raw::join(&sections));
+        }
+    }
+}
+
+#[test]
+fn every_section_that_goes_on_is_refused() {
+    for index in (0..7).filter(|&index| index != 5) {
+        let mut sections = raw::split(GOLDEN);
+        sections[index].bytes.push(0);
+        let error = refused(&raw::join(&sections));
+        assert!(matches!(error, ParseError::SectionRest { .. }), "{error}");
+    }
+}
+
+#[test]
+fn versions_and_features() {
+    let with = |at: usize, value: &[u8]| {
+        let mut bytes = GOLDEN.to_vec();
+        put(&mut bytes, at, value);
+        fix_checksums(&mut bytes);
+        bytes
+    };
+    let newer = ParseError::NewerVersion {
+        found: (2, 0),
+        supported: (1, 0),
+    };
+    assert_eq!(refused(&with(8, &[2, 0])), newer);
+    let unknown = ParseError::UnknownVersion { found: (0, 0) };
+    assert_eq!(refused(&with(8, &[0, 0])), unknown);
+    assert_eq!(read(&with(10, &[7, 1])), Ok(()), "a newer minor version");
+    let features = ParseError::RequiredFeatures { unknown: 0x100 };
+    assert_eq!(refused(&with(13, &[1])), features);
+    // Too short for a header, a newer version is still told.
+    assert!(matches!(
+        refused(&with(8, &[9, 0])[..32]),
+        ParseError::NewerVersion { .. }
+    ));
+}
+
+#[test]
+fn sections_are_all_there_once_and_in_order() {
+    let sections = raw::split(GOLDEN);
+    for index in 0..7 {
+        let mut missing = sections.clone();
+        missing.remove(index);
+        let error = refused(&raw::join(&missing));
+        assert!(
+            matches!(error, ParseError::MissingSection { .. }),
+            "{error}"
+        );
+        let mut twice = sections.clone();
+        twice.insert(index, sections[index].clone());
+        let error = refused(&raw::join(&twice));
+        assert!(matches!(error, ParseError::SectionOrder { .. }), "{error}");
+    }
+    for index in 1..7 {
+        let mut swapped = sections.clone();
+        swapped.swap(index - 1, index);
+        let error = refused(&raw::join(&swapped));
+        assert!(matches!(error, ParseError::SectionOrder { .. }), "{error}");
+    }
+}
+
+#[test]
+fn unknown_sections_are_skipped_if_optional_and_refused_if_required() {
+    for (kind, index) in [(7, 6), (1000, 7)] {
+        let with = |flags| {
+            let mut sections = raw::split(GOLDEN);
+            let bytes = b"from the future".to_vec();
+            sections.insert(index, RawSection { kind, flags, bytes });
+            raw::join(&sections)
+        };
+        let file = with(0);
+        let model = Model::parse(&file).expect("an optional section is skipped");
+        assert_eq!(model.to_data(), golden());
+        assert_eq!(model.sections()[index].kind, SectionKind::Unknown(kind));
+        assert_eq!(refused(&with(1)), ParseError::UnknownSection { kind });
+        assert!(matches!(
+            refused(&with(2)),
+            ParseError::SectionEntry { what: "flags", .. }
+        ));
+        let mut damaged = file.clone();
+        let offset = model.sections()[index].offset;
+        damaged[offset] ^= 1;
+        assert!(matches!(
+            refused(&damaged),
+            ParseError::SectionChecksum { .. }
+        ));
+    }
+}
+
+#[test]
+fn the_section_table_has_one_place_for_each_section() {
+    let with = |index: usize, field: usize, value: u64| {
+        let mut bytes = GOLDEN.to_vec();
+        put(&mut bytes, entry_at(index) + field, &value.to_le_bytes());
+        fix_checksums(&mut bytes);
+        refused(&bytes)
+    };
+    let ten_gigabytes = 10 << 30;
+    for index in 0..7 {
+        for offset in [
+            0,
+            32,
+            256 + 1,
+            1 << 32,
+            ten_gigabytes,
+            1 << 63,
+            u64::MAX - 63,
+            u64::MAX,
+        ] {
+            let error = with(index, 8, offset);
+            assert!(
+                matches!(error, ParseError::SectionEntry { what: "offset", .. }),
+                "{error}"
+            );
+        }
+        for len in [ten_gigabytes, 1 << 63, u64::MAX - 255, u64::MAX] {
+            let error = with(index, 16, len);
+            assert!(
+                matches!(error, ParseError::SectionEntry { what: "length", .. }),
+                "{error}"
+            );
+        }
+    }
+    let mut bytes = GOLDEN.to_vec();
+    for count in [8, 1 << 27, u32::MAX] {
+        put(&mut bytes, 24, &count.to_le_bytes());
+        refused(&bytes);
+    }
+}
+
+/// Finds what stands behind `needle` in a section.
+fn after(section: &RawSection, needle: &[u8]) -> usize {
+    let found = section
+        .bytes
+        .windows(needle.len())
+        .position(|window| window == needle);
+    found.expect("the needle is in the section") + needle.len()
+}
+
+fn with_bytes(index: usize, at: usize, value: &[u8]) -> Vec<u8> {
+    let mut sections = raw::split(GOLDEN);
+    put(&mut sections[index].bytes, at, value);
+    raw::join(&sections)
+}
+
+#[test]
+fn counts_beyond_the_file_are_refused() {
+    let ops_at = after(
+        &raw::split(GOLDEN)[raw::PROGRAM],
+        b"head\x01\0\0\0\x02\0\0\0",
+    );
+    let counts = [
+        (raw::PROGRAM, 8, "buffers"),
+        (raw::PROGRAM, ops_at, "operations"),
+        (raw::TENSORS, 0, "tensors"),
+        (raw::QUANT, 0, "activation quantizers"),
+        (raw::QUANT, 8, "scales"),
+        (raw::QUANT, 0x92, "softmax quantizers"),
+        (raw::LABELS, 0, "labels"),
+    ];
+    for (index, at, what) in counts {
+        assert!(
+            u32_at(&raw::split(GOLDEN)[index].bytes, at) < 100,
+            "{what} are there"
+        );
+        for count in [1000, 65536, 1 << 27, 1 << 31, u32::MAX] {
+            let error = refused(&with_bytes(index, at, &count.to_le_bytes()));
+            let named = matches!(error, ParseError::Count { what: w, .. } if w == what);
+            assert!(named, "{what}: {error}");
+        }
+    }
+}
+
+/// The first tensor, with other shapes, places and sizes.
+#[test]
+fn tensors_that_do_not_fit_are_refused() {
+    let shape_at = after(
+        &raw::split(GOLDEN)[raw::TENSORS],
+        b"patch_embed.proj.weight\x01\x03",
+    );
+    let shape = |rows: u32, cols: u32| {
+        let value = [rows.to_le_bytes(), cols.to_le_bytes()].concat();
+        refused(&with_bytes(raw::TENSORS, shape_at, &value))
+    };
+    for (rows, cols) in [
+        (0, 12),
+        (2, 0),
+        (2, 13),
+        (u32::MAX, u32::MAX),
+        (1 << 16, 1 << 16),
+    ] {
+        assert!(
+            matches!(shape(rows, cols), ParseError::Program(_)),
+            "{rows} x {cols}"
+        );
+    }
+    for offset in [1u64, 64, 10 << 30, 1 << 63, u64::MAX - 63] {
+        let error = refused(&with_bytes(
+            raw::TENSORS,
+            shape_at + 8,
+            &offset.to_le_bytes(),
+        ));
+        assert!(
+            matches!(error, ParseError::TensorPlace { what: "offset", .. }),
+            "{error}"
+        );
+    }
+    for len in [0u64, 73, 75, 10 << 30, 1 << 63, u64::MAX] {
+        let error = refused(&with_bytes(raw::TENSORS, shape_at + 16, &len.to_le_bytes()));
+        assert!(
+            matches!(error, ParseError::TensorPlace { what: "length", .. }),
+            "{error}"
+        );
+    }
+    for bits in [0u8, 1, 5, 7, 9, 32, 255] {
+        let error = refused(&with_bytes(raw::TENSORS, shape_at - 1, &[bits]));
+        assert!(matches!(error, ParseError::TensorBits { .. }), "{error}");
+    }
+}
+
+/// A consistent program that wants 4 GiB of weights from a file of 5 KB.
+#[test]
+fn a_small_file_cannot_claim_large_tensors() {
+    let mut sections = raw::split(GOLDEN);
+    let n: u32 = 1 << 16;
+    let program = &mut sections[raw::PROGRAM];
+    // The logits become 65536 wide: the buffer, then the head's weight and bias.
+    let at = after(program, b"head\x01\0\0\0");
+    put(&mut program.bytes, at, &n.to_le_bytes());
+    let tensors = &mut sections[raw::TENSORS];
+    let at = after(tensors, b"head.weight\x01\x03");
+    put(&mut tensors.bytes, at, &n.to_le_bytes());
+    let offset_len = (4 * u64::from(n) + u64::from(n)) + u64::from(n);
+    put(&mut tensors.bytes, at + 16, &offset_len.to_le_bytes());
+    let at = after(tensors, b"head.bias\x00\x20\x01\0\0\0");
+    put(&mut tensors.bytes, at, &n.to_le_bytes());
+    let error = refused(&raw::join(&sections));
+    assert!(
+        matches!(error, ParseError::TensorPlace { what: "length", .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn names_are_text_without_control_characters_and_differ() {
+    let at = after(&raw::split(GOLDEN)[raw::LABELS], b"\x02\0\0\0\x03\0");
+    for label in [b"\x1b[2", b"a\nb", b"\xff\xfe\xfd", b"\0\0\0"] {
+        let error = refused(&with_bytes(raw::LABELS, at, label));
+        assert!(matches!(error, ParseError::Text { .. }), "{error}");
+    }
+    let mut sections = raw::split(GOLDEN);
+    sections[5].bytes = vec![b'{', 0xc3, b'}'];
+    assert!(matches!(
+        refused(&raw::join(&sections)),
+        ParseError::Text { .. }
+    ));
+    let mut data = golden();
+    data.program.tensors[3].name = data.program.tensors[5].name.clone();
+    assert!(matches!(invalid(&data), ParseError::DuplicateName { .. }));
+    let mut data = golden();
+    data.program.buffers[3].name.clear();
+    assert!(matches!(invalid(&data), ParseError::Text { .. }));
+}
+
+#[test]
+fn unused_bits_and_filling_must_be_zero() {
+    let mut sections = raw::split(GOLDEN);
+    let data = &mut sections[raw::DATA].bytes;
+    data[0x44] |= 0x10; // bit 36 of a row of twelve 3-bit codes
+    let error = refused(&raw::join(&sections));
+    assert!(
+        matches!(error, ParseError::RowPadding { row: 0, .. }),
+        "{error}"
+    );
+    // Between zero points and codes, between tensors, between sections.
+    for at in [0xa0a, 0xa3f, 0xa4a, 0xa7f] {
+        let mut bytes = GOLDEN.to_vec();
+        bytes[at] = 1;
+        fix_checksums(&mut bytes);
+        assert_eq!(refused(&bytes), ParseError::Padding { offset: at as u64 });
+    }
+    let mut bytes = GOLDEN.to_vec();
+    bytes[0x332] = 1;
+    assert_eq!(refused(&bytes), ParseError::Padding { offset: 0x332 });
+}
+
+// --- Models that cannot be run: the writer refuses them for the same reasons ---
+
+fn invalid(data: &ModelData) -> ParseError {
+    match write(data) {
+        Err(WriteError::Invalid(error)) => error,
+        other => panic!("must be invalid, is {:?}", other.map(|bytes| bytes.len())),
+    }
+}
+
+fn invalid_with(change: impl FnOnce(&mut ModelData)) -> ParseError {
+    let mut data = golden();
+    change(&mut data);
+    invalid(&data)
+}
+
+fn activation(data: &mut ModelData, buffer: usize) -> &mut ActivationQuant {
+    data.quantization.activations[buffer]
+        .as_mut()
+        .expect("a coded buffer")
+}
+
+const BAD_SCALES: [f32; 7] = [
+    0.0,
+    -0.0,
+    -1.0,
+    f32::NAN,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    1e-40,
+];
+
+#[test]
+fn scales_are_positive_finite_and_normal() {
+    for bad in BAD_SCALES {
+        let error = invalid_with(|data| {
+            let TensorData::Weight(weight) = &mut data.tensors[0] else {
+                panic!("the first tensor is a weight")
+            };
+            weight.scale[1] = bad;
+        });
+        let named = matches!(
+            error,
+            ParseError::TensorValue {
+                what: "scale",
+                index: 1,
+                ..
+            }
+        );
+        assert!(named, "{error}");
+        let error = invalid_with(|data| activation(data, 1).scale[0] = bad);
+        assert!(
+            matches!(error, ParseError::Value { what: "scale", .. }),
+            "{error}"
+        );
+        let error = invalid_with(|data| data.preprocess.std[2] = bad);
+        assert!(
+            matches!(error, ParseError::Value { what: "scale", .. }),
+            "{error}"
+        );
+        let error = invalid_with(|data| {
+            let softmax = data.quantization.softmax.iter_mut().flatten().nth(1);
+            softmax.unwrap().kind = SoftmaxKind::Static { scale: bad };
+        });
+        assert!(
+            matches!(error, ParseError::Value { what: "scale", .. }),
+            "{error}"
+        );
+    }
+    for bad in [f32::NAN, f32::INFINITY] {
+        let error = invalid_with(|data| data.preprocess.mean[0] = bad);
+        assert!(
+            matches!(error, ParseError::Value { what: "mean", .. }),
+            "{error}"
+        );
+        let error = invalid_with(|data| data.tensors[1] = TensorData::Float(vec![0.0, bad]));
+        let named = matches!(
+            error,
+            ParseError::TensorValue {
+                what: "value",
+                index: 1,
+                ..
+            }
+        );
+        assert!(named, "{error}");
+    }
+}
+
+#[test]
+fn zero_points_are_codes() {
+    let error = invalid_with(|data| {
+        let TensorData::Weight(weight) = &mut data.tensors[0] else {
+            panic!("the first tensor is a weight")
+        };
+        weight.zero_point[1] = 8; // of 3 bits
+    });
+    assert!(
+        matches!(
+            error,
+            ParseError::TensorZeroPoint {
+                found: 8,
+                most: 7,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = invalid_with(|data| activation(data, 1).zero_point[0] = 8);
+    assert!(
+        matches!(
+            error,
+            ParseError::Value {
+                what: "zero point",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn quantizers_are_where_codes_are() {
+    let error = invalid_with(|data| data.quantization.activations[1] = None);
+    assert!(
+        matches!(error, ParseError::NoActivationQuant { .. }),
+        "{error}"
+    );
+    let error = invalid_with(|data| {
+        data.quantization.activations[0] = data.quantization.activations[1].clone();
+    });
+    assert!(
+        matches!(error, ParseError::NeedlessActivationQuant { .. }),
+        "{error}"
+    );
+    let error = invalid_with(|data| data.quantization.softmax[3] = None);
+    assert!(
+        matches!(error, ParseError::NoSoftmaxQuant { op: 3 }),
+        "{error}"
+    );
+    let error = invalid_with(|data| data.quantization.softmax.swap(2, 3));
+    assert!(
+        matches!(error, ParseError::NeedlessSoftmaxQuant { op: 2 }),
+        "{error}"
+    );
+    let error = invalid_with(|data| {
+        let quant = activation(data, 2);
+        quant.scale.truncate(5);
+        quant.zero_point.truncate(5);
+    });
+    let named = matches!(
+        error,
+        ParseError::ScaleCount {
+            expected: 6,
+            found: 5,
+            ..
+        }
+    );
+    assert!(named, "{error}");
+}
+
+/// One integer sum has one scale: over the input of a linear layer, and over
+/// a head of q or of k, but not over v.
+#[test]
+fn scales_are_the_same_within_a_sum() {
+    let error = invalid_with(|data| {
+        let quant = activation(data, 1);
+        quant.scale = vec![0.5, 0.25];
+        quant.zero_point = vec![4, 4];
+    });
+    assert!(
+        matches!(error, ParseError::MixedScale { col: 1, .. }),
+        "{error}"
+    );
+
+    // Two heads of 6: columns 0..6 and 6..12 are q, then k, then v.
+    let base = synthetic::tiny();
+    assert!(write(&base).is_ok());
+    let change = |col: usize, zero: bool| {
+        let mut data = base.clone();
+        let quant = data.quantization.activations.iter_mut().flatten();
+        let quant = quant.into_iter().find(|q| q.scale.len() == 36).unwrap();
+        if zero {
+            quant.zero_point[col] ^= 1;
+        } else {
+            quant.scale[col] *= 2.0;
+        }
+        write(&data)
+    };
+    for zero in [false, true] {
+        for col in [1, 5, 7, 11, 13, 23] {
+            let error = change(col, zero).unwrap_err();
+            let named = matches!(
+                error,
+                WriteError::Invalid(ParseError::MixedScale { col: c, .. }) if c == col
+            );
+            assert!(named, "{error}");
+        }
+        for col in [24, 29, 35] {
+            assert!(change(col, zero).is_ok(), "v may differ in column {col}");
+        }
+    }
+}
+
+#[test]
+fn softmax_quantizers_do_not_contradict_themselves() {
+    let row_max = |change: &dyn Fn(&mut tpvit_models::SoftmaxQuant)| {
+        let error = invalid_with(|data| {
+            change(data.quantization.softmax[3].as_mut().expect("attention"));
+        });
+        match error {
+            ParseError::Softmax { op: 3, rule } => rule,
+            other => panic!("{other}"),
+        }
+    };
+    assert_eq!(
+        row_max(&|s| s.thresholds[1] = f32::NAN),
+        "thresholds must be finite or +inf"
+    );
+    let infinite = |s: &mut tpvit_models::SoftmaxQuant| s.thresholds[0] = f32::NEG_INFINITY;
+    assert_eq!(row_max(&infinite), "thresholds must be finite or +inf");
+    assert_eq!(
+        row_max(&|s| s.thresholds[1] = 0.25),
+        "thresholds must ascend"
+    );
+    let too_large = "multipliers must be -16384 to 16384";
+    assert_eq!(row_max(&|s| s.multipliers[1] = 16385), too_large);
+    assert_eq!(row_max(&|s| s.multipliers[1] = i16::MIN), too_large);
+    let negative = "multipliers of a renormalised row must not be negative";
+    assert_eq!(row_max(&|s| s.multipliers[1] = -1), negative);
+    assert_eq!(
+        row_max(&|s| s.multipliers.fill(0)),
+        "one multiplier must be positive"
+    );
+    let first = "the first multiplier of row-maximum codes must be positive";
+    assert_eq!(row_max(&|s| s.multipliers[0] = 0), first);
+    let negative = "the first threshold of row-maximum codes must not be negative";
+    assert_eq!(row_max(&|s| s.thresholds[0] = -0.5), negative);
+    assert_eq!(
+        row_max(&|s| s.renormalise = false),
+        "row-maximum codes must be renormalised"
+    );
+}
+
+#[test]
+fn buffers_are_written_before_they_are_read() {
+    // A LayerNorm that reads what it writes, and one that reads what comes later.
+    for input in [BufferId(1), BufferId(4)] {
+        let error = invalid_with(|data| {
+            let Op::LayerNorm { input: slot, .. } = &mut data.program.ops[1] else {
+                panic!("the second operation is a LayerNorm")
+            };
+            *slot = input;
+        });
+        let order = ProgramError::Order {
+            op: 1,
+            buffer: input.0,
+        };
+        assert_eq!(error, ParseError::Program(order));
+    }
+    // And as a file, past the writer: its input id is after its tag.
+    let bytes = with_bytes(raw::PROGRAM, 0x27f - 0x100 + 1, &[1, 0]);
+    let order = ProgramError::Order { op: 1, buffer: 1 };
+    assert_eq!(refused(&bytes), ParseError::Program(order));
+}
+
+#[test]
+fn labels_are_none_or_one_for_each_class() {
+    let error = invalid_with(|data| data.labels.truncate(1));
+    assert_eq!(
+        error,
+        ParseError::LabelCount {
+            found: 1,
+            classes: 2
+        }
+    );
+    let mut data = golden();
+    data.labels.clear();
+    assert!(write(&data).is_ok());
+}
+
+#[test]
+fn the_crop_is_within_the_picture() {
+    let error = invalid_with(|data| data.preprocess.resize = Resize::ShorterSide(3));
+    assert_eq!(
+        error,
+        ParseError::Crop {
+            shorter_side: 3,
+            image: 4
+        }
+    );
+    for side in [0, 65537, u32::MAX] {
+        let error = invalid_with(|data| data.preprocess.resize = Resize::ShorterSide(side));
+        assert!(
+            matches!(
+                error,
+                ParseError::Value {
+                    what: "shorter side",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}
+
+/// `K = 16448` is the most for 8-bit activations and weights: 4 K 255 128 < 2^31.
+#[test]
+fn linear_sums_that_could_overflow_are_refused() {
+    let head = |dim, weight_bits, act_bits| {
+        let softmax = synthetic::log2_softmax(BitWidth::B2);
+        let config = VitConfig {
+            image: 1,
+            patch: 1,
+            dim,
+            depth: 0,
+            heads: 1,
+            mlp_ratio: 1,
+            classes: 1,
+        };
+        write(&synthetic::vit(config, weight_bits, act_bits, &softmax, 1))
+    };
+    assert!(head(16448, BitWidth::B8, BitWidth::B8).is_ok());
+    let overflow = head(16449, BitWidth::B8, BitWidth::B8).unwrap_err();
+    let named = matches!(
+        overflow,
+        WriteError::Invalid(ParseError::Overflow { op: 3, .. })
+    );
+    assert!(named, "{overflow}");
+    assert!(head(16449, BitWidth::B6, BitWidth::B8).is_ok());
+    assert!(head(16449, BitWidth::B8, BitWidth::B6).is_ok());
+}
+
+#[test]
+fn attention_sums_that_could_overflow_are_refused() {
+    // Multipliers up to 16384 and 8-bit values: 514 tokens are the most.
+    let attend = |side, act_bits| {
+        let softmax = synthetic::log2_softmax(BitWidth::B4);
+        let config = VitConfig {
+            image: side,
+            patch: 1,
+            dim: 1,
+            depth: 1,
+            heads: 1,
+            mlp_ratio: 1,
+            classes: 1,
+        };
+        write(&synthetic::vit(config, BitWidth::B4, act_bits, &softmax, 1))
+    };
+    assert!(attend(22, BitWidth::B8).is_ok()); // 485 tokens
+    let overflow = attend(23, BitWidth::B8).unwrap_err(); // 530 tokens
+    let what = "the sum of attention times values";
+    let named = |error: &WriteError, expected: &str| matches!(error, WriteError::Invalid(ParseError::Overflow { what, .. }) if *what == expected);
+    assert!(named(&overflow, what), "{overflow}");
+    assert!(attend(23, BitWidth::B6).is_ok());
+    // 8256 channels of 8-bit q and k are the most.
+    assert!(write(&one_wide_head(8256)).is_ok());
+    let overflow = write(&one_wide_head(8257)).unwrap_err();
+    assert!(
+        named(&overflow, "the sum of an attention score"),
+        "{overflow}"
+    );
+}
+
+/// A pixel, one channel, one head of `head_dim` channels, one class.
+fn one_wide_head(head_dim: usize) -> ModelData {
+    let config = VitConfig {
+        image: 1,
+        patch: 1,
+        dim: 1,
+        depth: 0,
+        heads: 1,
+        mlp_ratio: 1,
+        classes: 1,
+    };
+    let softmax = synthetic::log2_softmax(BitWidth::B2);
+    let mut data = synthetic::vit(config, BitWidth::B2, BitWidth::B8, &softmax, 1);
+    let weight = |data: &mut ModelData, name: &str, rows: usize, cols: usize| {
+        let info = |name, role, rows, cols| TensorInfo {
+            name,
+            role,
+            rows,
+            cols,
+        };
+        let tensors = &mut data.program.tensors;
+        let id = tensors.len() as u16;
+        tensors.push(info(
+            format!("{name}.weight"),
+            TensorRole::Weight,
+            rows,
+            cols,
+        ));
+        tensors.push(info(format!("{name}.bias"), TensorRole::Float, 1, rows));
+        data.tensors.push(TensorData::Weight(WeightQuant {
+            bits: BitWidth::B2,
+            scale: vec![1.0; rows],
+            zero_point: vec![2; rows],
+            codes: vec![1; rows * cols],
+        }));
+        data.tensors.push(TensorData::Float(vec![0.0; rows]));
+        (TensorId(id), TensorId(id + 1))
+    };
+    let (qkv_weight, qkv_bias) = weight(&mut data, "wide.qkv", 3 * head_dim, 1);
+    let (head_weight, head_bias) = weight(&mut data, "wide.head", 1, head_dim);
+    let quant = data.quantization.activations[2].clone();
+    let (norm, logits) = (BufferId(2), BufferId(3));
+    let (qkv, attention) = (BufferId(4), BufferId(5));
+    data.program.ops.truncate(3); // without the head
+    data.quantization.softmax.truncate(3);
+    for (name, cols) in [("wide.qkv", 3 * head_dim), ("wide.attention", head_dim)] {
+        data.program.buffers.push(Buffer {
+            name: name.into(),
+            rows: 1,
+            cols,
+        });
+        data.quantization.activations.push(quant.clone());
+    }
+    let linear = |input, weight, bias, output| Op::Linear {
+        input,
+        weight,
+        bias,
+        activation: Activation::Identity,
+        residual: None,
+        output,
+    };
+    data.program.ops.extend([
+        linear(norm, qkv_weight, qkv_bias, qkv),
+        Op::Attention {
+            qkv,
+            heads: 1,
+            head_dim,
+            scale: 1.0,
+            output: attention,
+        },
+        linear(attention, head_weight, head_bias, logits),
+    ]);
+    data.quantization
+        .softmax
+        .extend([None, Some(softmax), None]);
+    data
+}
+
+// --- Mistakes of the one who writes ---
+
+#[test]
+fn lists_of_the_wrong_length_are_not_written() {
+    let refused = |change: &dyn Fn(&mut ModelData)| {
+        let mut data = golden();
+        change(&mut data);
+        write(&data).expect_err("the model is invalid")
+    };
+    let length = |error: WriteError, list: &str| match error {
+        WriteError::Length { what, .. } => assert_eq!(what, list),
+        other => panic!("{other}"),
+    };
+    length(refused(&|data| drop(data.tensors.pop())), "tensors");
+    length(
+        refused(&|data| data.tensors[1] = TensorData::Float(vec![])),
+        "values",
+    );
+    length(
+        refused(&|data| drop(data.quantization.activations.pop())),
+        "activation quantizers",
+    );
+    length(
+        refused(&|data| drop(data.quantization.softmax.pop())),
+        "softmax quantizers",
+    );
+    length(
+        refused(&|data| activation(data, 1).zero_point.push(0)),
+        "zero points",
+    );
+    let softmax =
+        |data: &mut ModelData| data.quantization.softmax[3].as_mut().unwrap().bits = BitWidth::B3;
+    length(refused(&softmax), "thresholds");
+    let error = refused(&|data| data.tensors[0] = TensorData::Float(vec![]));
+    assert!(matches!(error, WriteError::Role { .. }), "{error}");
+    let error = refused(&|data| {
+        let TensorData::Weight(weight) = &mut data.tensors[0] else {
+            panic!("the first tensor is a weight")
+        };
+        weight.codes[9] = 8; // of 3 bits
+    });
+    assert!(
+        matches!(
+            error,
+            WriteError::Code {
+                index: 9,
+                found: 8,
+                most: 7,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+/// Id 65535 would be read back as "none".
+#[test]
+fn an_id_that_stands_for_none_is_not_written() {
+    let error = invalid_with(|data| {
+        let Op::PatchEmbed { prefix, .. } = &mut data.program.ops[0] else {
+            panic!("the first operation is the patch embedding")
+        };
+        *prefix = Some(TensorId(u16::MAX));
+    });
+    let missing = ProgramError::NoSuchTensor {
+        op: 0,
+        tensor: u16::MAX,
+    };
+    assert_eq!(error, ParseError::Program(missing));
+}
