@@ -1,2 +1,4 @@
 #![forbid(unsafe_code)]
 #![doc = "Quantizer."]
+
+pub mod preprocessing;
