@@ -1,0 +1,5 @@
+//! aarch64: NEON, then the dot product, then the matrix product.
+
+pub(crate) mod dotprod;
+pub(crate) mod i8mm;
+pub(crate) mod neon;

@@ -1,0 +1,9 @@
+//! What every ISA shares; inlined into its `#[target_feature]` functions.
+
+pub(crate) mod attention;
+pub(crate) mod epilogue;
+pub(crate) mod float;
+pub(crate) mod gemm;
+pub(crate) mod panels;
+pub(crate) mod scratch;
+pub(crate) mod softmax;

@@ -1,0 +1,58 @@
+//! Attention on the tile of the matrix product; [`crate::arch::common::attention`].
+
+use super::tile::{MR, spill, tile};
+use crate::{
+    HeadShape, KeysValues,
+    arch::common::{
+        attention::{HeadLayout, drive},
+        panels::Layout,
+    },
+    table::AttentionCall,
+};
+
+const PANELS: Layout = Layout {
+    nr: 16,
+    sub: 16,
+    kr: 1,
+    sums: false,
+};
+
+const LAYOUT: HeadLayout = HeadLayout {
+    mr: MR,
+    keys: PANELS,
+    wide_keys: false,
+    values: PANELS,
+    plane_bits: 8,
+    q_shift: 0,
+};
+
+pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
+    LAYOUT.packed_len(shape)
+}
+
+pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
+    LAYOUT.pack(shape, keys_values, out);
+}
+
+pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
+    LAYOUT.scratch_len(shape)
+}
+
+pub(super) fn attention(call: AttentionCall) {
+    let HeadShape {
+        tokens,
+        head_dim,
+        act_max,
+    } = *call.shape;
+    let center = call.shape.center();
+    let key_spill = spill(act_max, center);
+    let value_spill = spill(0xff, center);
+    drive::<MR, 1, 1>(
+        &LAYOUT,
+        call,
+        |q, stride, rows, panel, acc| tile(key_spill, q, stride, rows, head_dim, panel, acc),
+        |entries, stride, rows, panel, acc| {
+            tile(value_spill, entries, stride, rows, tokens, panel, acc)
+        },
+    );
+}

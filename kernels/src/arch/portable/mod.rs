@@ -1,0 +1,53 @@
+//! Safe Rust without intrinsics: what runs where nothing else does.
+
+mod attention;
+mod gemm;
+mod tile;
+
+use crate::{
+    ActQuant, Isa, Kernels,
+    arch::common::float,
+    table::{Functions, NormCall},
+};
+
+/// The kernels of every CPU.
+pub(crate) static KERNELS: Kernels = Kernels {
+    isa: Isa::Portable,
+    functions: FUNCTIONS,
+};
+
+pub(crate) const FUNCTIONS: Functions = Functions {
+    packed_len: gemm::packed_len,
+    pack_weights: gemm::pack_weights,
+    gemm_scratch_len: gemm::gemm_scratch_len,
+    gemm: gemm::gemm,
+    row_sums,
+    layer_norm,
+    layer_norm_codes,
+    quantize,
+    add,
+    attention_pack_len: attention::attention_pack_len,
+    attention_pack: attention::attention_pack,
+    attention_scratch_len: attention::attention_scratch_len,
+    attention: attention::attention,
+};
+
+fn row_sums(a: &[u8], k: usize, out: &mut [i32]) {
+    float::row_sums(a, k, out);
+}
+
+fn layer_norm(call: &NormCall, out: &mut [f32]) {
+    float::layer_norm(call, out);
+}
+
+fn layer_norm_codes(call: &NormCall, quant: &ActQuant, out: &mut [u8]) {
+    float::layer_norm_codes(call, quant, out);
+}
+
+fn quantize(x: &[f32], d: usize, quant: &ActQuant, out: &mut [u8]) {
+    float::quantize(x, d, quant, out);
+}
+
+fn add(x: &[f32], y: &[f32], out: &mut [f32]) {
+    float::add(x, y, out);
+}
