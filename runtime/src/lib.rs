@@ -1,4 +1,34 @@
+//! Executes a `.tpv` model in integers.
+//!
+//! Linear layers, `QK^T` and attention x V run on integer codes with exact
+//! sums; the residual stream, LayerNorm, GELU, biases and scales are f32, in
+//! one fixed order of operations, so that every instruction set and every
+//! number of threads gives the same bits.
+//!
+//! ```text
+//! bytes ─ Model::parse ▶ Model ─ Session::new ▶ Session ─ run ▶ logits
+//! ```
+//!
+//! [`Session::new`] re-orders the weights for this CPU and allocates all that
+//! a run needs; [`Session::run`] allocates nothing.
+//!
+//! # Features
+//! - `std` (default): detects the CPU at run time and runs on several threads
+//!   (rayon). Without it the crate needs only `alloc` and runs on one thread.
 #![no_std]
 #![forbid(unsafe_code)]
-#![doc = "Runtime."]
+
 extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+mod compile;
+mod exec;
+mod plan;
+mod pool;
+mod session;
+
+pub use session::{
+    AttentionMethod, MemoryPlan, Observer, Options, RunError, Session, SessionError, View, softmax,
+};
+pub use tpvit_kernels::Isa;

@@ -1,0 +1,688 @@
+//! From a model to steps: every number an operation needs, ready to use.
+//!
+//! A linear layer's codes mean
+//!
+//! ```text
+//! y[m, n] = s_x s_w[n] * sum_k (x[m, k] - z_x[k]) (w[n, k] - z_w[n]) + bias[n]
+//! ```
+//!
+//! (algorithm.md §2.1 of Jacob et al.'s form). With x unsigned and w, z_w
+//! re-centred to signed, the parts that do not depend on the picture become
+//! `correction[n] = z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`. A scale per
+//! column of x is folded into the weight by the quantizer, and s_x is then 1.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use tpvit_kernels::{
+    ActQuant, GemmShape, HeadShape, Kernels, MAX_HEAD_DIM, MAX_TOKENS, ShiftForm, SoftmaxCodes,
+    SoftmaxKind as Kind,
+};
+use tpvit_models::{
+    Activation, ActivationQuant, BitWidth, BufferId, Model, Op, SoftmaxKind, SoftmaxQuant,
+    TensorId, WeightTensor,
+};
+
+use crate::plan::{self, Life, Place};
+use crate::session::{AttentionMethod, MemoryPlan, Options, SessionError};
+
+/// Where an operation writes.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Codes(Place),
+    Floats(Place),
+}
+
+/// One operation, ready to run.
+pub(crate) struct Step {
+    /// The rows of the output to compute.
+    pub(crate) rows: Range<usize>,
+    pub(crate) output: BufferId,
+    pub(crate) target: Target,
+    pub(crate) work: Work,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are a hundred of them, beside megabytes of weights"
+)]
+pub(crate) enum Work {
+    PatchEmbed(PatchEmbed),
+    LayerNorm(LayerNorm),
+    Linear(Linear),
+    Attention(Attention),
+    SelectToken { input: Place, token: usize },
+}
+
+pub(crate) struct PatchEmbed {
+    pub(crate) patch: [usize; 2],
+    /// Where the patches are gathered, `[patches, patch_h * patch_w * 3]`.
+    pub(crate) patches: Place,
+    pub(crate) product: Product,
+    /// `[p, d]`.
+    pub(crate) prefix: Vec<f32>,
+    /// `[patches, d]`, or empty.
+    pub(crate) position: Vec<f32>,
+}
+
+pub(crate) struct LayerNorm {
+    pub(crate) input: Place,
+    pub(crate) gamma: Vec<f32>,
+    pub(crate) beta: Vec<f32>,
+    pub(crate) eps: f32,
+    pub(crate) quant: Option<Quant>,
+}
+
+pub(crate) struct Linear {
+    pub(crate) input: Place,
+    pub(crate) product: Product,
+    pub(crate) activation: Activation,
+    pub(crate) residual: Residual,
+    pub(crate) quant: Option<Quant>,
+}
+
+/// What a linear layer's result is added to.
+pub(crate) enum Residual {
+    None,
+    /// What the output's place holds already.
+    InPlace,
+    From(Place),
+}
+
+/// A matrix product with everything but its input.
+pub(crate) struct Product {
+    pub(crate) shape: GemmShape,
+    pub(crate) packed: Vec<u8>,
+    pub(crate) scale: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) correction: Vec<i32>,
+    /// `None` if every zero point is the centre.
+    pub(crate) weight_zero: Option<Vec<i32>>,
+}
+
+/// An activation quantizer, spread over the columns.
+pub(crate) struct Quant {
+    pub(crate) inv_scale: Vec<f32>,
+    pub(crate) zero_point: Vec<u8>,
+    pub(crate) max_code: u8,
+}
+
+impl Quant {
+    fn new(quant: &ActivationQuant, cols: usize) -> Quant {
+        Quant {
+            inv_scale: (0..cols).map(|c| 1.0 / quant.scale_at(c)).collect(),
+            zero_point: (0..cols).map(|c| quant.zero_point_at(c)).collect(),
+            max_code: quant.bits.max_code(),
+        }
+    }
+
+    /// The columns `cols` of it, as the kernels take them.
+    pub(crate) fn columns(&self, cols: Range<usize>) -> ActQuant<'_> {
+        ActQuant {
+            inv_scale: &self.inv_scale[cols.clone()],
+            zero_point: &self.zero_point[cols],
+            max_code: self.max_code,
+        }
+    }
+
+    /// All columns.
+    pub(crate) fn all(&self) -> ActQuant<'_> {
+        self.columns(0..self.inv_scale.len())
+    }
+}
+
+pub(crate) struct Attention {
+    pub(crate) qkv: Place,
+    /// `[heads, pack_len]`: keys and values in the order of this CPU.
+    pub(crate) packed: Place,
+    pub(crate) pack_len: usize,
+    pub(crate) heads: Vec<Head>,
+    pub(crate) shape: HeadShape,
+    pub(crate) bits: BitWidth,
+    pub(crate) multipliers: Vec<i16>,
+    pub(crate) renormalise: bool,
+    /// Set where the session shifts instead of multiplying.
+    pub(crate) shift: Option<ShiftForm>,
+    pub(crate) quant: Quant,
+}
+
+/// What differs between heads.
+pub(crate) struct Head {
+    pub(crate) q_zero: u8,
+    pub(crate) v_zero: Vec<u8>,
+    pub(crate) v_scale: Vec<f32>,
+    /// In 1/64 of a score step; see [`integer_thresholds`].
+    pub(crate) thresholds: Vec<i32>,
+    pub(crate) kind: Kind,
+}
+
+impl Attention {
+    pub(crate) fn method(&self) -> tpvit_kernels::AttentionMethod<'_> {
+        match &self.shift {
+            None => tpvit_kernels::AttentionMethod::Decode,
+            Some(form) => tpvit_kernels::AttentionMethod::Shift(form),
+        }
+    }
+
+    pub(crate) fn softmax(&self, head: usize) -> SoftmaxCodes<'_> {
+        SoftmaxCodes {
+            bits: self.bits,
+            thresholds: &self.heads[head].thresholds,
+            multipliers: &self.multipliers,
+            kind: self.heads[head].kind,
+            renormalise: self.renormalise,
+        }
+    }
+}
+
+impl Step {
+    /// Where the floats it writes are; the logits of the last step.
+    pub(crate) fn float_output(&self) -> Place {
+        match &self.target {
+            Target::Floats(place) => place.clone(),
+            Target::Codes(_) => unreachable!("a valid program ends in floats"),
+        }
+    }
+}
+
+/// Where everything goes, before anything is allocated.
+pub(crate) struct Layout {
+    targets: Vec<Target>,
+    /// By operation: extra bytes it needs while it runs (patches, packed heads).
+    extra: Vec<Place>,
+    rows: Vec<Range<usize>>,
+    pub(crate) floats_len: usize,
+    pub(crate) bytes_len: usize,
+    pub(crate) sums_len: usize,
+    pub(crate) scratch_len: usize,
+    weight_bytes: usize,
+    constant_bytes: usize,
+    attention: AttentionMethod,
+}
+
+impl Layout {
+    pub(crate) fn new(
+        model: &Model<'_>,
+        kernels: &Kernels,
+        options: &Options,
+    ) -> Result<Layout, SessionError> {
+        let program = model.program();
+        let mut lives = plan::lives(program);
+        let rows = match options.all_rows {
+            true => program
+                .ops
+                .iter()
+                .map(|op| 0..program.buffers[op.output().index()].rows)
+                .collect(),
+            false => plan::needed_rows(program),
+        };
+        let mut needs = Needs::new(options.attention);
+        let mut extra_lives = Vec::new();
+        for (index, op) in program.ops.iter().enumerate() {
+            let len = needs.add(model, kernels, index, op)?;
+            extra_lives.push(lives.bytes.len());
+            lives.bytes.push(Life {
+                first: index,
+                last: index,
+                len,
+            });
+        }
+        let (float_places, floats_len) = plan::place(&lives.floats);
+        let (byte_places, bytes_len) = plan::place(&lives.bytes);
+        let targets = lives
+            .buffers
+            .iter()
+            .map(|b| match b.coded {
+                true => Target::Codes(byte_places[b.life].clone()),
+                false => Target::Floats(float_places[b.life].clone()),
+            })
+            .collect();
+        Ok(Layout {
+            targets,
+            extra: extra_lives
+                .into_iter()
+                .map(|l| byte_places[l].clone())
+                .collect(),
+            rows,
+            floats_len,
+            bytes_len,
+            sums_len: needs.sums,
+            scratch_len: needs.scratch * options.threads.max(1),
+            weight_bytes: needs.weights,
+            constant_bytes: needs.constants,
+            attention: options.attention,
+        })
+    }
+
+    pub(crate) fn memory(&self) -> MemoryPlan {
+        MemoryPlan {
+            float_bytes: self.floats_len * size_of::<f32>(),
+            code_bytes: self.bytes_len,
+            scratch_bytes: self.scratch_len + self.sums_len * size_of::<i32>(),
+            weight_bytes: self.weight_bytes,
+            constant_bytes: self.constant_bytes,
+        }
+    }
+
+    /// Builds the steps: the one place where weights are re-ordered.
+    pub(crate) fn steps(&self, model: &Model<'_>, kernels: &Kernels) -> Vec<Step> {
+        let build = Build {
+            layout: self,
+            model,
+            kernels,
+        };
+        model
+            .program()
+            .ops
+            .iter()
+            .enumerate()
+            .map(|(index, op)| Step {
+                rows: self.rows[index].clone(),
+                output: op.output(),
+                target: self.targets[op.output().index()].clone(),
+                work: build.work(index, op),
+            })
+            .collect()
+    }
+}
+
+/// Sizes that grow over the operations.
+struct Needs {
+    attention: AttentionMethod,
+    sums: usize,
+    scratch: usize,
+    weights: usize,
+    constants: usize,
+}
+
+impl Needs {
+    fn new(attention: AttentionMethod) -> Needs {
+        Needs {
+            attention,
+            sums: 0,
+            scratch: 0,
+            weights: 0,
+            constants: 0,
+        }
+    }
+
+    /// Adds what `op` needs; returns the bytes it wants while it runs.
+    fn add(
+        &mut self,
+        model: &Model<'_>,
+        kernels: &Kernels,
+        index: usize,
+        op: &Op,
+    ) -> Result<usize, SessionError> {
+        let program = model.program();
+        let buffer = |b: BufferId| &program.buffers[b.index()];
+        let quant_bytes = |b: BufferId| match model.quantization().activations[b.index()] {
+            Some(_) => buffer(b).cols * (size_of::<f32>() + 1),
+            None => 0,
+        };
+        self.constants += quant_bytes(op.output());
+        match *op {
+            Op::PatchEmbed {
+                patch,
+                weight,
+                prefix,
+                position,
+                output,
+                ..
+            } => {
+                let d = buffer(output).cols;
+                let prefix_rows = prefix.map_or(0, |p| program.tensors[p.index()].rows);
+                let patches = buffer(output).rows - prefix_rows;
+                self.product(kernels, product_shape(model, weight, u8::MAX), patches);
+                self.constants += prefix_rows * d * size_of::<f32>();
+                self.constants += position.map_or(0, |_| patches * d * size_of::<f32>());
+                Ok(patches * patch[0] * patch[1] * 3)
+            }
+            Op::LayerNorm { input, .. } => {
+                self.constants += 2 * buffer(input).cols * size_of::<f32>();
+                Ok(0)
+            }
+            Op::Linear {
+                input,
+                weight,
+                activation,
+                residual,
+                ..
+            } => {
+                if activation != Activation::Identity && residual.is_some() {
+                    let what = "an activation before a residual";
+                    return Err(SessionError::Unsupported { op: index, what });
+                }
+                let act_max = act_quant(model, input).bits.max_code();
+                self.product(
+                    kernels,
+                    product_shape(model, weight, act_max),
+                    buffer(input).rows,
+                );
+                Ok(0)
+            }
+            Op::Attention {
+                qkv,
+                heads,
+                head_dim,
+                ..
+            } => {
+                let shape = head_shape(model, qkv, head_dim);
+                self.check_attention(model, index, &shape)?;
+                self.scratch = self.scratch.max(kernels.attention_scratch_len(&shape));
+                let codes = softmax_quant(model, index);
+                self.constants += heads * codes.thresholds.len() * size_of::<i32>();
+                self.constants += codes.multipliers.len() * size_of::<i16>();
+                self.constants += heads * head_dim * (size_of::<f32>() + 1);
+                Ok(heads * kernels.attention_pack_len(&shape))
+            }
+            Op::SelectToken { .. } => Ok(0),
+        }
+    }
+
+    fn check_attention(
+        &self,
+        model: &Model<'_>,
+        index: usize,
+        shape: &HeadShape,
+    ) -> Result<(), SessionError> {
+        let multipliers = &softmax_quant(model, index).multipliers;
+        let unsupported = |what| Err(SessionError::Unsupported { op: index, what });
+        if shape.tokens > MAX_TOKENS || shape.head_dim > MAX_HEAD_DIM {
+            return unsupported("too many tokens or too wide a head");
+        }
+        match self.attention {
+            AttentionMethod::Shift if ShiftForm::from_multipliers(multipliers).is_none() => {
+                unsupported("attention codes that are not powers of two (use the decode method)")
+            }
+            AttentionMethod::Shift | AttentionMethod::Decode => Ok(()),
+        }
+    }
+
+    fn product(&mut self, kernels: &Kernels, shape: GemmShape, m: usize) {
+        self.weights += kernels.packed_len(&shape);
+        self.scratch = self.scratch.max(kernels.gemm_scratch_len(&shape, m));
+        self.sums = self.sums.max(m);
+        self.constants += shape.n * (2 * size_of::<f32>() + 2 * size_of::<i32>());
+    }
+}
+
+/// Makes the work of each operation.
+struct Build<'a> {
+    layout: &'a Layout,
+    model: &'a Model<'a>,
+    kernels: &'a Kernels,
+}
+
+impl Build<'_> {
+    fn work(&self, index: usize, op: &Op) -> Work {
+        match *op {
+            Op::PatchEmbed {
+                patch,
+                weight,
+                bias,
+                prefix,
+                position,
+                ..
+            } => {
+                let optional = |t: Option<TensorId>| t.map_or(Vec::new(), |t| self.float(t));
+                // Pixels are exact codes: scale 1, zero point 0.
+                let pixels = ActivationQuant {
+                    bits: BitWidth::B8,
+                    scale: vec![1.0],
+                    zero_point: vec![0],
+                };
+                Work::PatchEmbed(PatchEmbed {
+                    patch,
+                    patches: self.layout.extra[index].clone(),
+                    product: self.product(weight, bias, &pixels),
+                    prefix: optional(prefix),
+                    position: optional(position),
+                })
+            }
+            Op::LayerNorm {
+                input,
+                gamma,
+                beta,
+                eps,
+                output,
+            } => Work::LayerNorm(LayerNorm {
+                input: self.floats(input),
+                gamma: self.float(gamma),
+                beta: self.float(beta),
+                eps,
+                quant: self.quant(output),
+            }),
+            Op::Linear {
+                input,
+                weight,
+                bias,
+                activation,
+                residual,
+                output,
+            } => Work::Linear(Linear {
+                input: self.codes(input),
+                product: self.product(weight, bias, act_quant(self.model, input)),
+                activation,
+                residual: self.residual(residual, output),
+                quant: self.quant(output),
+            }),
+            Op::Attention {
+                qkv,
+                heads,
+                head_dim,
+                scale,
+                output,
+            } => Work::Attention(self.attention(index, qkv, heads, head_dim, scale, output)),
+            Op::SelectToken { input, token, .. } => Work::SelectToken {
+                input: self.floats(input),
+                token,
+            },
+        }
+    }
+
+    fn residual(&self, residual: Option<BufferId>, output: BufferId) -> Residual {
+        match residual.map(|r| self.floats(r)) {
+            None => Residual::None,
+            Some(place) => match &self.layout.targets[output.index()] {
+                Target::Floats(target) if *target == place => Residual::InPlace,
+                Target::Floats(_) | Target::Codes(_) => Residual::From(place),
+            },
+        }
+    }
+
+    fn product(&self, weight: TensorId, bias: TensorId, input: &ActivationQuant) -> Product {
+        let shape = product_shape(self.model, weight, input.bits.max_code());
+        let tensor = self.model.weight(weight);
+        let mut packed = vec![0; self.kernels.packed_len(&shape)];
+        self.kernels
+            .pack_weights(&shape, tensor.codes(), &mut packed);
+        let input_scale = if input.scale.len() == 1 {
+            input.scale[0]
+        } else {
+            1.0
+        };
+        let center = i32::from(shape.weight_bits.center());
+        let zeros: Vec<i32> = tensor
+            .zero_points()
+            .iter()
+            .map(|&z| i32::from(z) - center)
+            .collect();
+        Product {
+            scale: tensor.scales().iter().map(|s| input_scale * s).collect(),
+            bias: self.float(bias),
+            correction: corrections(&tensor, input, &zeros),
+            weight_zero: zeros.iter().any(|&z| z != 0).then_some(zeros),
+            shape,
+            packed,
+        }
+    }
+
+    fn attention(
+        &self,
+        index: usize,
+        qkv: BufferId,
+        heads: usize,
+        head_dim: usize,
+        scale: f32,
+        output: BufferId,
+    ) -> Attention {
+        let codes = softmax_quant(self.model, index);
+        let input = act_quant(self.model, qkv);
+        let d = heads * head_dim;
+        let head = |h: usize| {
+            let (q, k, v) = (h * head_dim, d + h * head_dim, 2 * d + h * head_dim);
+            let step = f64::from(input.scale_at(q))
+                * f64::from(input.scale_at(k))
+                * f64::from(scale)
+                * core::f64::consts::LOG2_E;
+            Head {
+                q_zero: input.zero_point_at(q),
+                v_zero: (v..v + head_dim).map(|c| input.zero_point_at(c)).collect(),
+                v_scale: (v..v + head_dim).map(|c| input.scale_at(c)).collect(),
+                thresholds: integer_thresholds(codes, step),
+                kind: match codes.kind {
+                    SoftmaxKind::RowMax => Kind::RowMax,
+                    SoftmaxKind::Static { scale } => Kind::Static {
+                        alpha: step as f32,
+                        scale,
+                    },
+                },
+            }
+        };
+        let shape = head_shape(self.model, qkv, head_dim);
+        Attention {
+            qkv: self.codes(qkv),
+            packed: self.layout.extra[index].clone(),
+            pack_len: self.kernels.attention_pack_len(&shape),
+            heads: (0..heads).map(head).collect(),
+            shape,
+            bits: codes.bits,
+            multipliers: codes.multipliers.clone(),
+            renormalise: codes.renormalise,
+            shift: match self.layout.attention {
+                AttentionMethod::Decode => None,
+                AttentionMethod::Shift => ShiftForm::from_multipliers(&codes.multipliers),
+            },
+            quant: self
+                .quant(output)
+                .expect("attention writes codes in a valid program"),
+        }
+    }
+
+    fn quant(&self, buffer: BufferId) -> Option<Quant> {
+        let cols = self.model.program().buffers[buffer.index()].cols;
+        let quant = self.model.quantization().activations[buffer.index()].as_ref()?;
+        Some(Quant::new(quant, cols))
+    }
+
+    fn float(&self, tensor: TensorId) -> Vec<f32> {
+        self.model.float(tensor).to_vec()
+    }
+
+    fn floats(&self, buffer: BufferId) -> Place {
+        match &self.layout.targets[buffer.index()] {
+            Target::Floats(place) => place.clone(),
+            Target::Codes(_) => unreachable!("a valid program reads floats here"),
+        }
+    }
+
+    fn codes(&self, buffer: BufferId) -> Place {
+        match &self.layout.targets[buffer.index()] {
+            Target::Codes(place) => place.clone(),
+            Target::Floats(_) => unreachable!("a valid program reads codes here"),
+        }
+    }
+}
+
+/// `z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`, per output, w and z_w signed.
+fn corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant, zeros: &[i32]) -> Vec<i32> {
+    let center = i32::from(tensor.bits().center());
+    let zero_sum: i32 = (0..tensor.cols())
+        .map(|k| i32::from(input.zero_point_at(k)))
+        .sum();
+    let mut row = vec![0; tensor.cols()];
+    zeros
+        .iter()
+        .enumerate()
+        .map(|(n, &zero)| {
+            tensor.unpack_row(n, &mut row);
+            let dot: i32 = row
+                .iter()
+                .enumerate()
+                .map(|(k, &w)| i32::from(input.zero_point_at(k)) * (i32::from(w) - center))
+                .sum();
+            zero * zero_sum - dot
+        })
+        .collect()
+}
+
+/// Thresholds in 1/64 of a score step of `step` octaves.
+///
+/// `t > threshold` octaves holds exactly when `64 d + offset > result`, where
+/// t is `step * d` plus the row's offset; d and offset are integers, so the
+/// largest integer not above the quotient decides the same way.
+fn integer_thresholds(codes: &SoftmaxQuant, step: f64) -> Vec<i32> {
+    codes
+        .thresholds
+        .iter()
+        .map(|&t| floor_to_i32(64.0 * f64::from(t) / step))
+        .collect()
+}
+
+/// The largest i32 not above `x`, saturating; infinity means never.
+fn floor_to_i32(x: f64) -> i32 {
+    let truncated = x as i32; // saturates
+    let above = f64::from(truncated) > x;
+    truncated.saturating_sub(i32::from(above))
+}
+
+fn product_shape(model: &Model<'_>, weight: TensorId, act_max: u8) -> GemmShape {
+    let tensor = model.weight(weight);
+    GemmShape {
+        n: tensor.rows(),
+        k: tensor.cols(),
+        weight_bits: tensor.bits(),
+        act_max,
+    }
+}
+
+fn head_shape(model: &Model<'_>, qkv: BufferId, head_dim: usize) -> HeadShape {
+    HeadShape {
+        tokens: model.program().buffers[qkv.index()].rows,
+        head_dim,
+        act_max: act_quant(model, qkv).bits.max_code(),
+    }
+}
+
+fn act_quant<'a>(model: &'a Model<'_>, buffer: BufferId) -> &'a ActivationQuant {
+    model.quantization().activations[buffer.index()]
+        .as_ref()
+        .expect("a parsed model has a quantizer for every coded buffer")
+}
+
+fn softmax_quant<'a>(model: &'a Model<'_>, op: usize) -> &'a SoftmaxQuant {
+    model.quantization().softmax[op]
+        .as_ref()
+        .expect("a parsed model has a quantizer for every attention")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floor_is_towards_minus_infinity_and_saturates() {
+        for (x, expected) in [
+            (2.5, 2),
+            (-2.5, -3),
+            (3.0, 3),
+            (-3.0, -3),
+            (f64::INFINITY, i32::MAX),
+            (-1e300, i32::MIN),
+        ] {
+            assert_eq!(floor_to_i32(x), expected, "{x}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! A model made ready for one CPU, and the memory it runs in.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use tpvit_kernels::reference::exp_log::exp2_nonpositive;
+use tpvit_kernels::{Isa, Kernels};
+use tpvit_models::{BufferId, Model, Program};
+
+use crate::compile::{Layout, Step};
+use crate::exec::Memory;
+use crate::pool::Pool;
+
+/// How attention codes meet values; both give the same integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionMethod {
+    /// Each code becomes a multiplier by table; then an ordinary dot product.
+    Decode,
+    /// Each code shifts a value; for codes that are powers of two but for a
+    /// constant.
+    Shift,
+}
+
+/// How a session runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The instruction set; `None` takes the best one of this CPU.
+    pub isa: Option<Isa>,
+    /// Threads, at least 1; only 1 without `std`.
+    pub threads: usize,
+    /// How attention codes meet values.
+    pub attention: AttentionMethod,
+    /// Computes every row of the last block too, though the class token alone
+    /// is looked at. The logits are the same; only tests want it.
+    pub all_rows: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            isa: None,
+            threads: 1,
+            attention: AttentionMethod::Decode,
+            all_rows: false,
+        }
+    }
+}
+
+/// Why a model cannot run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// This CPU, or this build, lacks the instruction set that was asked for.
+    IsaUnavailable {
+        /// The instruction set.
+        isa: Isa,
+    },
+    /// The system refused to start the threads.
+    Threads {
+        /// How many.
+        threads: usize,
+    },
+    /// An operation combines things that no kernel does.
+    Unsupported {
+        /// Index of the operation.
+        op: usize,
+        /// What it combines.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SessionError::IsaUnavailable { isa } => {
+                write!(f, "this CPU or build has no {}", isa.name())
+            }
+            SessionError::Threads { threads } => {
+                write!(f, "cannot start {threads} threads here")
+            }
+            SessionError::Unsupported { op, what } => {
+                write!(f, "operation {op} has {what}, which no kernel does")
+            }
+        }
+    }
+}
+
+impl core::error::Error for SessionError {}
+
+/// Why a run did not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The picture has the wrong size.
+    Pixels {
+        /// Bytes needed: height * width * 3.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::Pixels { expected, found } => {
+                write!(
+                    f,
+                    "the picture has {found} bytes, the model takes {expected}"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for RunError {}
+
+/// The bytes a session takes, known before it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Residual stream and logits, f32.
+    pub float_bytes: usize,
+    /// Activation codes, and one head's keys and values re-ordered.
+    pub code_bytes: usize,
+    /// Unpacked weight panels, score blocks and row sums of all threads.
+    pub scratch_bytes: usize,
+    /// Weight codes in the order of this CPU.
+    pub weight_bytes: usize,
+    /// Scales, biases, LayerNorm gains, embeddings, thresholds.
+    pub constant_bytes: usize,
+}
+
+impl MemoryPlan {
+    /// What a session of `model` with `options` will allocate.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn new(model: &Model<'_>, options: &Options) -> Result<MemoryPlan, SessionError> {
+        Ok(Layout::new(model, kernels(options)?, options)?.memory())
+    }
+
+    /// The arena of a run: everything but weights and constants.
+    pub fn arena_bytes(&self) -> usize {
+        self.float_bytes + self.code_bytes + self.scratch_bytes
+    }
+
+    /// All of it.
+    pub fn total_bytes(&self) -> usize {
+        self.arena_bytes() + self.weight_bytes + self.constant_bytes
+    }
+}
+
+/// The output of one operation, as an [`Observer`] sees it.
+#[derive(Clone, Copy, Debug)]
+pub enum View<'a> {
+    /// Codes, `[rows, cols]`.
+    Codes(&'a [u8]),
+    /// Floats, `[rows, cols]`.
+    Floats(&'a [f32]),
+}
+
+/// Sees a run as it happens: for profiles and for tests.
+pub trait Observer: Send {
+    /// Operation `op` has written `rows` of buffer `output`, all of which
+    /// `view` holds; other rows are not computed.
+    fn after(&mut self, op: usize, output: BufferId, rows: Range<usize>, view: View<'_>);
+}
+
+/// Ignores everything.
+impl Observer for () {
+    fn after(&mut self, _: usize, _: BufferId, _: Range<usize>, _: View<'_>) {}
+}
+
+/// A model ready to run: weights in this CPU's order, memory in place.
+///
+/// Holds all it needs; the file's bytes may be dropped.
+pub struct Session {
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) program: Program,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) pool: Pool,
+    memory: Memory,
+    plan: MemoryPlan,
+}
+
+impl Session {
+    /// Re-orders the weights for this CPU and allocates all that runs need.
+    ///
+    /// # Errors
+    /// [`SessionError`] if the instruction set or the threads are not to be
+    /// had, or an operation has no kernel.
+    pub fn new(model: &Model<'_>, options: &Options) -> Result<Session, SessionError> {
+        let kernels = kernels(options)?;
+        let layout = Layout::new(model, kernels, options)?;
+        let pool = Pool::new(options.threads).ok_or(SessionError::Threads {
+            threads: options.threads,
+        })?;
+        let memory = Memory {
+            floats: vec![0.0; layout.floats_len],
+            bytes: vec![0; layout.bytes_len],
+            sums: vec![0; layout.sums_len],
+            scratch: vec![0; layout.scratch_len],
+        };
+        Ok(Session {
+            kernels,
+            program: model.program().clone(),
+            plan: layout.memory(),
+            steps: layout.steps(model, kernels),
+            pool,
+            memory,
+        })
+    }
+
+    /// The logits `[classes]` of one picture.
+    ///
+    /// `pixels` is `[height, width, 3]`, RGB, u8, as preprocessing leaves it:
+    /// mean and deviation are in the weights. Allocates nothing on one thread.
+    ///
+    /// # Errors
+    /// [`RunError::Pixels`] if the length is wrong.
+    pub fn run(&mut self, pixels: &[u8]) -> Result<&[f32], RunError> {
+        self.run_observed(pixels, &mut ())
+    }
+
+    /// As [`run`](Session::run), telling `observer` after each operation.
+    ///
+    /// # Errors
+    /// As [`run`](Session::run).
+    pub fn run_observed(
+        &mut self,
+        pixels: &[u8],
+        observer: &mut dyn Observer,
+    ) -> Result<&[f32], RunError> {
+        let [height, width] = self.program.image;
+        let expected = height * width * 3;
+        if pixels.len() != expected {
+            return Err(RunError::Pixels {
+                expected,
+                found: pixels.len(),
+            });
+        }
+        let mut memory = core::mem::take(&mut self.memory);
+        let this = &*self;
+        this.pool
+            .enter(|| this.forward(pixels, &mut memory, observer));
+        self.memory = memory;
+        Ok(&self.memory.floats[self.steps[self.steps.len() - 1].float_output()])
+    }
+
+    /// The program that runs.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// What this session has allocated.
+    pub fn memory_plan(&self) -> MemoryPlan {
+        self.plan
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.kernels.isa()
+    }
+
+    /// The number of threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
+
+fn kernels(options: &Options) -> Result<&'static Kernels, SessionError> {
+    match options.isa {
+        None => Ok(Kernels::best()),
+        Some(isa) => Kernels::for_isa(isa).ok_or(SessionError::IsaUnavailable { isa }),
+    }
+}
+
+/// Turns `logits` into probabilities in place.
+pub fn softmax(logits: &mut [f32]) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for x in logits.iter_mut() {
+        *x = exp2_nonpositive((*x - max) * core::f32::consts::LOG2_E);
+        sum += *x;
+    }
+    for x in logits.iter_mut() {
+        *x /= sum;
+    }
+}

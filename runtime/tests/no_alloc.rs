@@ -1,0 +1,53 @@
+//! A run allocates nothing: a counting allocator watches one.
+//!
+//! Alone in its file, so that no other test allocates meanwhile.
+
+use std::alloc::System;
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tpvit_models::synthetic::{self, VitConfig};
+use tpvit_models::{BitWidth, Model, write};
+use tpvit_runtime::{MemoryPlan, Options, Session};
+
+#[global_allocator]
+static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+#[test]
+fn a_run_allocates_nothing_and_a_session_what_it_planned() {
+    let config = VitConfig {
+        classes: 100,
+        ..VitConfig::DEIT_TINY
+    };
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    let data = synthetic::vit(config, BitWidth::B4, BitWidth::B8, &softmax, 5);
+    let bytes = write(&data).expect("a valid model");
+    drop(data);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let plan = MemoryPlan::new(&model, &Options::default()).expect("runs here");
+
+    let making = Region::new(COUNTED);
+    let mut session = Session::new(&model, &Options::default()).expect("runs here");
+    let made = making.change();
+    let kept = made.bytes_allocated - made.bytes_deallocated;
+    // Beyond the plan there are only the program's description (names, steps) and
+    // the slack of growing vectors: a few hundred bytes for each of its operations.
+    let slack = 2048 * session.program().ops.len();
+    assert!(
+        kept >= plan.total_bytes(),
+        "kept {kept} bytes, planned {}",
+        plan.total_bytes()
+    );
+    assert!(
+        kept <= plan.total_bytes() + slack,
+        "kept {kept}, planned {}",
+        plan.total_bytes()
+    );
+
+    let pixels = vec![77; config.image * config.image * 3];
+    let running = Region::new(COUNTED);
+    for _ in 0..3 {
+        session.run(&pixels).expect("the right size");
+    }
+    let ran = running.change();
+    assert_eq!((ran.allocations, ran.reallocations), (0, 0), "{ran:?}");
+}

@@ -1,0 +1,213 @@
+//! A session gives the same bits however it runs, and allocates nothing while
+//! it does.
+
+use std::ops::Range;
+
+use tpvit_kernels::ShiftForm;
+use tpvit_models::synthetic::{self, VitConfig};
+use tpvit_models::{BitWidth, BufferId, Model, SoftmaxQuant, write};
+use tpvit_runtime::{
+    AttentionMethod, Isa, MemoryPlan, Observer, Options, RunError, Session, SessionError, View,
+};
+
+const CONFIG: VitConfig = VitConfig {
+    image: 40,
+    patch: 8,
+    dim: 48,
+    depth: 3,
+    heads: 3,
+    mlp_ratio: 4,
+    classes: 11,
+};
+
+const WIDTHS: [(BitWidth, BitWidth); 6] = [
+    (BitWidth::B8, BitWidth::B8),
+    (BitWidth::B6, BitWidth::B6),
+    (BitWidth::B4, BitWidth::B4),
+    (BitWidth::B3, BitWidth::B3),
+    (BitWidth::B3, BitWidth::B8),
+    (BitWidth::B8, BitWidth::B4),
+];
+
+fn file(weights: BitWidth, activations: BitWidth, softmax: &SoftmaxQuant) -> Vec<u8> {
+    write(&synthetic::vit(CONFIG, weights, activations, softmax, 3)).expect("a valid model")
+}
+
+fn softmaxes() -> [SoftmaxQuant; 3] {
+    [
+        synthetic::row_max_softmax(BitWidth::B3),
+        synthetic::row_max_softmax(BitWidth::B4),
+        synthetic::log2_softmax(BitWidth::B4),
+    ]
+}
+
+/// Half octaves are no powers of two: only a table executes them.
+fn methods(softmax: &SoftmaxQuant) -> &'static [AttentionMethod] {
+    match ShiftForm::from_multipliers(&softmax.multipliers) {
+        Some(_) => &[AttentionMethod::Decode, AttentionMethod::Shift],
+        None => &[AttentionMethod::Decode],
+    }
+}
+
+fn pixels(seed: u32) -> Vec<u8> {
+    let mut state = seed;
+    (0..CONFIG.image * CONFIG.image * 3)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect()
+}
+
+fn logits(bytes: &[u8], options: &Options, picture: &[u8]) -> Vec<u32> {
+    let model = Model::parse(bytes).expect("a valid file");
+    let mut session = Session::new(&model, options).expect("runs here");
+    let logits = session.run(picture).expect("the right size");
+    assert!(logits.iter().all(|x| x.is_finite()), "logits are numbers");
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn the_logits_depend_on_nothing_but_model_and_picture() {
+    let picture = pixels(1);
+    for (weights, activations) in WIDTHS {
+        for softmax in softmaxes() {
+            let bytes = file(weights, activations, &softmax);
+            let base = Options {
+                isa: Some(Isa::Portable),
+                ..Options::default()
+            };
+            let expected = logits(&bytes, &base, &picture);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                for threads in [1, 2, 4] {
+                    for &attention in methods(&softmax) {
+                        let options = Options {
+                            isa: Some(isa),
+                            threads,
+                            attention,
+                            all_rows: false,
+                        };
+                        assert_eq!(
+                            logits(&bytes, &options, &picture),
+                            expected,
+                            "W{weights:?}A{activations:?} {:?} on {isa:?}, {threads} threads, {attention:?}",
+                            softmax.method,
+                        );
+                    }
+                }
+            }
+            let all = Options {
+                all_rows: true,
+                ..base
+            };
+            assert_eq!(
+                logits(&bytes, &all, &picture),
+                expected,
+                "all rows of the last block"
+            );
+        }
+    }
+}
+
+#[test]
+fn pictures_do_not_leak_into_each_other() {
+    let bytes = file(BitWidth::B4, BitWidth::B4, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let mut session = Session::new(&model, &Options::default()).expect("runs here");
+    let first = session.run(&pixels(1)).expect("the right size").to_vec();
+    let other = session.run(&pixels(2)).expect("the right size").to_vec();
+    assert_ne!(first, other, "the picture matters");
+    assert_eq!(session.run(&pixels(1)).expect("the right size"), first);
+}
+
+/// Counts the rows that each operation computes.
+#[derive(Default)]
+struct Rows(Vec<usize>);
+
+impl Observer for Rows {
+    fn after(&mut self, _: usize, _: BufferId, rows: Range<usize>, view: View<'_>) {
+        let len = match view {
+            View::Codes(codes) => codes.len(),
+            View::Floats(floats) => floats.len(),
+        };
+        assert!(len > 0 && len % rows.len() == 0);
+        self.0.push(rows.len());
+    }
+}
+
+#[test]
+fn after_its_keys_and_values_the_last_block_is_one_row() {
+    let bytes = file(BitWidth::B8, BitWidth::B8, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let mut session = Session::new(&model, &Options::default()).expect("runs here");
+    let mut rows = Rows::default();
+    session
+        .run_observed(&pixels(1), &mut rows)
+        .expect("the right size");
+    let tokens = CONFIG.tokens();
+    // Embedding; 3 blocks of norm, qkv, attention, proj, norm, fc1, fc2; then token, norm, head.
+    let full = 1 + 2 * 7 + 2;
+    assert!(rows.0[..full].iter().all(|&r| r == tokens), "{:?}", rows.0);
+    assert!(rows.0[full..].iter().all(|&r| r == 1), "{:?}", rows.0);
+}
+
+#[test]
+fn the_memory_plan_is_known_before_and_kept() {
+    let bytes = file(BitWidth::B4, BitWidth::B8, &softmaxes()[1]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    for threads in [1, 4] {
+        let options = Options {
+            threads,
+            ..Options::default()
+        };
+        let plan = MemoryPlan::new(&model, &options).expect("runs here");
+        let session = Session::new(&model, &options).expect("runs here");
+        assert_eq!(session.memory_plan(), plan);
+        assert!(plan.arena_bytes() > 0 && plan.weight_bytes > 0);
+    }
+}
+
+#[test]
+fn a_picture_of_the_wrong_size_is_refused() {
+    let bytes = file(BitWidth::B8, BitWidth::B8, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let mut session = Session::new(&model, &Options::default()).expect("runs here");
+    let expected = CONFIG.image * CONFIG.image * 3;
+    assert_eq!(
+        session.run(&[0; 7]),
+        Err(RunError::Pixels { expected, found: 7 })
+    );
+}
+
+#[test]
+fn codes_between_the_powers_of_two_do_not_shift() {
+    let bytes = file(
+        BitWidth::B4,
+        BitWidth::B4,
+        &synthetic::row_max_softmax(BitWidth::B4),
+    );
+    let model = Model::parse(&bytes).expect("a valid file");
+    let options = Options {
+        attention: AttentionMethod::Shift,
+        ..Options::default()
+    };
+    let error = Session::new(&model, &options).err();
+    assert!(
+        matches!(error, Some(SessionError::Unsupported { op: 3, .. })),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn an_instruction_set_that_is_not_here_is_refused() {
+    let bytes = file(BitWidth::B8, BitWidth::B8, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        let options = Options {
+            isa: Some(isa),
+            ..Options::default()
+        };
+        let error = Session::new(&model, &options).err();
+        assert_eq!(error, Some(SessionError::IsaUnavailable { isa }));
+    }
+}
