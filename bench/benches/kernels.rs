@@ -84,7 +84,7 @@ impl Gemm {
         let mut dense = vec![0; shape.dense_len()];
         let row_bytes = weight_bits.row_bytes(k);
         for (codes, row) in codes.chunks_exact(k).zip(dense.chunks_exact_mut(row_bytes)) {
-            reference::pack_codes(weight_bits, codes, row);
+            reference::unpack::pack_codes(weight_bits, codes, row);
         }
         Gemm {
             shape,
@@ -142,14 +142,16 @@ impl Packed {
     fn check(&mut self, case: &Gemm) {
         self.run(case);
         let mut expected = vec![0.0; self.out.len()];
-        let output = Output::F32 { out: &mut expected };
-        reference::gemm(
+        let mut output = Output::F32 { out: &mut expected };
+        let (a, dense) = (&case.a, &case.dense);
+        reference::gemm::gemm(
             &case.shape,
-            &case.a,
-            &case.dense,
+            TOKENS,
+            a,
+            dense,
             &case.requant(),
             None,
-            output,
+            &mut output,
         );
         assert_eq!(
             self.out,
@@ -254,7 +256,16 @@ fn layer_norm(c: &mut Criterion) {
         max_code: 255,
     };
     let mut expected = vec![0; TOKENS * d];
-    reference::layer_norm_codes(&x, TOKENS, d, &gamma, &beta, 1e-6, quant(), &mut expected);
+    reference::layer_norm::layer_norm_codes(
+        &x,
+        TOKENS,
+        d,
+        &gamma,
+        &beta,
+        1e-6,
+        &quant(),
+        &mut expected,
+    );
     let mut group = c.benchmark_group("layer-norm-codes/197x384");
     group.throughput(Throughput::Elements((TOKENS * d) as u64));
     for kernels in kernels_here() {

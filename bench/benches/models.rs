@@ -17,12 +17,21 @@ const WIDTHS: [(&str, BitWidth); 4] = [
 ];
 
 fn models() -> [(&'static str, VitConfig); 2] {
-    [("vit-t", VitConfig::tiny()), ("vit-s", VitConfig::small())]
+    [
+        ("deit-t", VitConfig::DEIT_TINY),
+        ("deit-s", VitConfig::DEIT_SMALL),
+    ]
 }
 
 /// A seeded-random model in the shape of `config`.
 fn file(config: VitConfig, bits: BitWidth) -> Vec<u8> {
-    let data = synthetic::vit(config, bits, bits, synthetic::row_max(bits), 1);
+    let data = synthetic::vit(
+        config,
+        bits,
+        bits,
+        &synthetic::row_max_softmax(bits.min(BitWidth::B4)),
+        1,
+    );
     write(&data).expect("a synthetic model is valid")
 }
 
@@ -41,7 +50,7 @@ fn latency(c: &mut Criterion) {
             group.throughput(Throughput::Elements(model.program().macs()));
             let mut expected: Option<Vec<f32>> = None;
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                if isa == Isa::Portable && name != "vit-t" {
+                if isa == Isa::Portable && name != "deit-t" {
                     continue;
                 }
                 for threads in [1, 2] {
