@@ -17,33 +17,17 @@
 
 use tpvit_kernels::BitWidth;
 
-/// The width of `bits` bits, where a code may have it.
-pub const fn bit_width(bits: u8) -> Option<BitWidth> {
-    match bits {
-        2 => Some(BitWidth::B2),
-        3 => Some(BitWidth::B3),
-        4 => Some(BitWidth::B4),
-        6 => Some(BitWidth::B6),
-        8 => Some(BitWidth::B8),
-        _ => None,
-    }
-}
-
-/// Bytes of a row of `cols` codes; `cols <= `[`MAX_SIZE`](crate::program::MAX_SIZE).
-pub const fn row_len_bytes(bits: BitWidth, cols: usize) -> usize {
-    (cols * bits.bits() as usize).div_ceil(8)
-}
-
 /// Packs one row.
 ///
-/// `codes` is one code per byte; `out` is [`row_len_bytes`] long.
+/// `codes` is one code per byte; `out` is
+/// [`BitWidth::row_bytes`] long.
 ///
 /// # Panics
 /// If `out` has another length or a code exceeds `bits.max_code()`.
 pub fn pack_row(bits: BitWidth, codes: &[u8], out: &mut [u8]) {
     assert_eq!(
         out.len(),
-        row_len_bytes(bits, codes.len()),
+        bits.row_bytes(codes.len()),
         "length of the packed row"
     );
     let mut out = out.iter_mut();
@@ -72,11 +56,11 @@ fn store(out: &mut core::slice::IterMut<'_, u8>, pending: u32) {
 /// Unpacks one row to one code per byte.
 ///
 /// # Panics
-/// If `bytes` is not [`row_len_bytes`] long for `codes.len()` columns.
+/// If `bytes` is not [`BitWidth::row_bytes`] long for `codes.len()` columns.
 pub fn unpack_row(bits: BitWidth, bytes: &[u8], codes: &mut [u8]) {
     assert_eq!(
         bytes.len(),
-        row_len_bytes(bits, codes.len()),
+        bits.row_bytes(codes.len()),
         "length of the packed row"
     );
     let mut bytes = bytes.iter();
@@ -101,16 +85,8 @@ mod tests {
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
-    const ALL: [BitWidth; 5] = [
-        BitWidth::B2,
-        BitWidth::B3,
-        BitWidth::B4,
-        BitWidth::B6,
-        BitWidth::B8,
-    ];
-
     fn pack(bits: BitWidth, codes: &[u8]) -> Vec<u8> {
-        let mut out = vec![0xaa; row_len_bytes(bits, codes.len())];
+        let mut out = vec![0xaa; bits.row_bytes(codes.len())];
         pack_row(bits, codes, &mut out);
         out
     }
@@ -126,15 +102,6 @@ mod tests {
     }
 
     #[test]
-    fn every_width_is_its_number_of_bits() {
-        for bits in ALL {
-            assert_eq!(bit_width(bits.bits() as u8), Some(bits));
-        }
-        let known = (0..=255u8).filter(|&b| bit_width(b).is_some()).count();
-        assert_eq!(known, ALL.len());
-    }
-
-    #[test]
     #[should_panic(expected = "code 8 needs more bits")]
     fn a_code_that_is_too_large_panics() {
         pack(BitWidth::B3, &[8]);
@@ -145,7 +112,7 @@ mod tests {
         fn packing_follows_the_definition_and_returns(
             raw in prop::collection::vec(any::<u8>(), 0..70),
         ) {
-            for bits in ALL {
+            for bits in BitWidth::ALL {
                 let codes: Vec<u8> = raw.iter().map(|c| c & bits.max_code()).collect();
                 let packed = pack(bits, &codes);
                 prop_assert_eq!(&packed, &bit_by_bit(bits, &codes));

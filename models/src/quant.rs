@@ -20,9 +20,11 @@ pub use tpvit_kernels::BitWidth;
 pub struct ActivationQuant {
     /// Width of a code.
     pub bits: BitWidth,
-    /// One per buffer or one per column; finite, positive.
+    /// One per buffer or one per column; positive, finite, not subnormal.
+    /// All the same in the input of a linear layer, and within each head of q
+    /// and of k: an integer sum can be scaled only as a whole.
     pub scale: Vec<f32>,
-    /// As many as `scale`; each at most `2^bits - 1`.
+    /// As many as `scale`, and the same where it is; each at most `2^bits - 1`.
     pub zero_point: Vec<u8>,
 }
 

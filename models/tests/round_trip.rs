@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{ALL_BITS, random_vit, softmaxes};
+use common::{random_vit, softmaxes};
 use proptest::prelude::*;
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{BitWidth, Model, ModelData, Tensor, TensorData, TensorId, write};
@@ -22,8 +22,8 @@ fn round_trip(data: &ModelData) {
 
 #[test]
 fn every_width_of_weights_and_activations_returns() {
-    for weight_bits in ALL_BITS {
-        for act_bits in ALL_BITS {
+    for weight_bits in BitWidth::ALL {
+        for act_bits in BitWidth::ALL {
             let softmax = synthetic::row_max_softmax(BitWidth::B3);
             round_trip(&synthetic::vit(
                 VitConfig::SMALLEST,

@@ -1,7 +1,8 @@
 //! The examples of `SPEC.md` are true.
 #![forbid(unsafe_code)]
 
-use tpvit_models::dense::{bit_width, pack_row, row_len_bytes, unpack_row};
+use tpvit_models::BitWidth;
+use tpvit_models::dense::{pack_row, unpack_row};
 
 const SPEC: &str = include_str!("../SPEC.md");
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
@@ -39,11 +40,11 @@ fn codes_shown_are_packed_so() {
             continue;
         };
         let (bits, rest) = rest.split_once(" bits: ").expect("a width");
-        let bits = bit_width(bits.parse().unwrap()).expect("a width");
+        let bits = BitWidth::from_bits(bits.parse().unwrap()).expect("a width");
         let (codes, bytes) = rest.split_once(" = ").expect("bytes");
         let codes: Vec<u8> = codes.split(' ').map(|code| code.parse().unwrap()).collect();
         let bytes = hex(bytes);
-        let mut packed = vec![0; row_len_bytes(bits, codes.len())];
+        let mut packed = vec![0; bits.row_bytes(codes.len())];
         pack_row(bits, &codes, &mut packed);
         assert_eq!(packed, bytes, "{line}");
         let mut unpacked = vec![0; codes.len()];

@@ -8,7 +8,6 @@
 
 use super::container::SectionKind;
 use super::error::ParseError;
-use crate::dense::bit_width;
 use crate::quant::BitWidth;
 
 /// A place in a section. `rest` only ever shrinks, from the front.
@@ -107,7 +106,8 @@ impl<'a> Cursor<'a> {
     /// A width of codes, as one byte.
     pub(super) fn bits(&mut self) -> Result<BitWidth, ParseError> {
         let offset = self.offset();
-        bit_width(self.u8()?).ok_or_else(|| self.value_at("width of codes", offset))
+        BitWidth::from_bits(self.u8()?.into())
+            .ok_or_else(|| self.value_at("width of codes", offset))
     }
 
     /// Bytes that must be zero.

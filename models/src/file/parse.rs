@@ -15,12 +15,11 @@ use super::cursor::Cursor;
 use super::error::ParseError;
 use super::layout::{self, NONE, least};
 use super::model::{FloatTensor, Model, Tensor, WeightTensor};
-use crate::dense::bit_width;
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{
     Activation, Buffer, BufferId, MAX_SIZE, Op, Program, TensorId, TensorInfo, TensorRole,
 };
-use crate::quant::{ActivationQuant, Quantization, SoftmaxKind, SoftmaxQuant};
+use crate::quant::{ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxQuant};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -280,7 +279,7 @@ fn weight<'a>(
     data: &'a [u8],
     offset: usize,
 ) -> Result<WeightTensor<'a>, ParseError> {
-    let bits = bit_width(entry.bits).ok_or_else(|| bad_bits(entry))?;
+    let bits = BitWidth::from_bits(entry.bits.into()).ok_or_else(|| bad_bits(entry))?;
     let place = layout::weight_layout(bits, entry.rows, entry.cols);
     let bytes = tensor_bytes(entry, place.map(|place| place.len), data)?;
     let place = place.ok_or_else(|| bad_len(entry, usize::MAX))?;

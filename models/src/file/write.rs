@@ -374,7 +374,7 @@ fn weight_data(
 }
 
 fn pack_rows(data: &mut Vec<u8>, bits: BitWidth, cols: usize, codes: &[u8]) {
-    let row_len = dense::row_len_bytes(bits, cols);
+    let row_len = bits.row_bytes(cols);
     data.reserve(codes.len() / cols * row_len);
     for row in codes.chunks_exact(cols) {
         let start = data.len();

@@ -8,14 +8,6 @@ use proptest::prelude::*;
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{BitWidth, ModelData, SoftmaxQuant};
 
-pub(crate) const ALL_BITS: [BitWidth; 5] = [
-    BitWidth::B2,
-    BitWidth::B3,
-    BitWidth::B4,
-    BitWidth::B6,
-    BitWidth::B8,
-];
-
 /// Both kinds at all widths.
 pub(crate) fn softmaxes() -> impl Iterator<Item = SoftmaxQuant> {
     let both = |bits| {
@@ -24,7 +16,7 @@ pub(crate) fn softmaxes() -> impl Iterator<Item = SoftmaxQuant> {
             synthetic::log2_softmax(bits),
         ]
     };
-    ALL_BITS.into_iter().flat_map(both)
+    BitWidth::ALL.into_iter().flat_map(both)
 }
 
 /// Random small shapes, widths, names and numbers.
@@ -38,7 +30,7 @@ pub(crate) fn random_vit() -> impl Strategy<Value = ModelData> {
         1..4usize,
         1..12usize,
     );
-    let bits = || prop::sample::select(&ALL_BITS[..]);
+    let bits = || prop::sample::select(&BitWidth::ALL[..]);
     let softmax = prop::sample::select(softmaxes().collect::<Vec<_>>());
     let text = ("[a-zäö日 ]{1,12}", ".{0,40}");
     (shape, bits(), bits(), softmax, any::<u64>(), text).prop_map(
