@@ -16,15 +16,19 @@ pub use tpvit_kernels::BitWidth;
 ///
 /// Jacob et al. 2018, arXiv:1712.05877, Eq. 1. Ties round to even; the
 /// reciprocal is taken once, in f32.
+///
+/// With one scale per column, the weight of the linear layer that reads the
+/// buffer already contains them: its codes stand for `w[n, k] * scale[k]`, and
+/// the runtime multiplies by the weight's scale alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ActivationQuant {
     /// Width of a code.
     pub bits: BitWidth,
     /// One per buffer or one per column; positive, finite, not subnormal.
-    /// All the same in the input of a linear layer, and within each head of q
-    /// and of k: an integer sum can be scaled only as a whole.
+    /// The same within each head of q and of k: an integer sum can be scaled
+    /// only as a whole.
     pub scale: Vec<f32>,
-    /// As many as `scale`, and the same where it is; each at most `2^bits - 1`.
+    /// As many as `scale`, the same where it is said to be; each at most `2^bits - 1`.
     pub zero_point: Vec<u8>,
 }
 

@@ -679,20 +679,10 @@ fn quantizers_are_where_codes_are() {
     assert!(named, "{error}");
 }
 
-/// One integer sum has one scale: over the input of a linear layer, and over
-/// a head of q or of k, but not over v.
+/// One integer sum has one scale: over a head of q or of k, but not over v,
+/// nor over the input of a linear layer, whose weight may contain the scales.
 #[test]
 fn scales_are_the_same_within_a_sum() {
-    let error = invalid_with(|data| {
-        let quant = activation(data, 1);
-        quant.scale = vec![0.5, 0.25];
-        quant.zero_point = vec![4, 4];
-    });
-    assert!(
-        matches!(error, ParseError::MixedScale { col: 1, .. }),
-        "{error}"
-    );
-
     // Two heads of 6: columns 0..6 and 6..12 are q, then k, then v.
     let base = synthetic::tiny();
     assert!(write(&base).is_ok());
@@ -720,6 +710,19 @@ fn scales_are_the_same_within_a_sum() {
             assert!(change(col, zero).is_ok(), "v may differ in column {col}");
         }
     }
+    let mut folded = base.clone();
+    let cols = folded.program.buffers.iter().map(|b| b.cols);
+    for (quant, cols) in folded.quantization.activations.iter_mut().zip(cols) {
+        if let Some(quant) = quant.as_mut().filter(|q| q.scale.len() == 1) {
+            quant.scale = (1..=cols).map(|c| 1.0 / c as f32).collect();
+            quant.zero_point = vec![quant.zero_point[0]; cols];
+        }
+    }
+    let written = write(&folded);
+    assert!(
+        written.is_ok(),
+        "a scale per column of linear inputs: {written:?}"
+    );
 }
 
 #[test]
