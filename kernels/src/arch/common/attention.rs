@@ -28,6 +28,7 @@ use super::{
     panels::Layout,
     scratch::{cut, cut_len},
     softmax::{self, Cells, Table},
+    widen::{wide_row_len, widen_codes},
 };
 use crate::{
     AttentionMethod, BitWidth, HeadRequant, HeadShape, KeysValues, ShiftForm, SoftmaxCodes,
@@ -163,11 +164,6 @@ impl HeadLayout {
 /// Bytes of a row of table entries: whole vectors.
 const fn entry_len(tokens: usize) -> usize {
     tokens.next_multiple_of(64)
-}
-
-/// Bytes of a query row widened to 16 bits: whole pairs.
-const fn wide_row_len(head_dim: usize) -> usize {
-    2 * head_dim.next_multiple_of(2)
 }
 
 /// Digits of 7 bits that `2 * MAX_MULTIPLIER` may need.
@@ -349,7 +345,7 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
         let rows = usize::min(MR, queries.len() - i);
         let q = &queries.rows[i * queries.row_stride..];
         let (q, q_stride) = if layout.wide_keys {
-            widen(q, queries.row_stride, queries.col, head_dim, rows, wide);
+            widen_codes(q, queries.row_stride, queries.col, head_dim, rows, wide);
             (&*wide, wide_row_len(head_dim))
         } else {
             (&q[queries.col..], queries.row_stride)
@@ -444,25 +440,6 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
                     }
                 }
             }
-        }
-    }
-}
-
-/// Query codes to 16 bits, rows packed tightly; an odd last column is followed by 0.
-#[inline(always)]
-fn widen(q: &[u8], stride: usize, col: usize, head_dim: usize, rows: usize, wide: &mut [u8]) {
-    for (r, wide) in wide
-        .chunks_exact_mut(wide_row_len(head_dim))
-        .take(rows)
-        .enumerate()
-    {
-        let q = &q[r * stride + col..][..head_dim];
-        let (pairs, _) = wide.as_chunks_mut::<2>();
-        if let Some(last) = pairs.last_mut() {
-            *last = [0; 2];
-        }
-        for (pair, &code) in pairs.iter_mut().zip(q) {
-            *pair = [code, 0];
         }
     }
 }
