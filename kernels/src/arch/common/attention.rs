@@ -23,7 +23,7 @@
 //! method, then the sums of each key and of each value column (i32).
 
 use super::{
-    epilogue::{Quant16, copy, sixteen},
+    epilogue::{Quant16, copy, each, sixteen},
     gemm::Tile,
     panels::Layout,
     scratch::{cut, cut_len},
@@ -257,8 +257,9 @@ struct HeadColumns {
 impl HeadColumns {
     #[inline(always)]
     fn new(requant: &HeadRequant, center: u8, start: usize) -> Self {
-        let zero =
-            sixteen(requant.v_zero, start).map(|zero: u8| i32::from(zero) - i32::from(center));
+        let zero = each(&sixteen(requant.v_zero, start), |zero| {
+            i32::from(zero) - i32::from(center)
+        });
         Self {
             zero,
             scale: sixteen(requant.v_scale, start),
@@ -391,8 +392,8 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
                             break;
                         }
                         let columns = HeadColumns::new(requant, center, start);
-                        let owed = words(&packed[parts.column_sums..], start)
-                            .map(|sum| sum.wrapping_mul(planes.h));
+                        let sums_of_values = words(&packed[parts.column_sums..], start);
+                        let owed = each(&sums_of_values, |sum| sum.wrapping_mul(planes.h));
                         let len = usize::min(16, head_dim - start);
                         for (r, row) in total[..rows].iter().enumerate() {
                             let mut exact = row[v];

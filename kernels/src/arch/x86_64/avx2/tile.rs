@@ -166,7 +166,7 @@ fn bytes<const R: usize>(
         widen_into(&partial, acc);
         start = end;
     }
-    if k % 4 != 0 {
+    if !k.is_multiple_of(4) {
         let w = load_pair(&panel[groups]);
         let mut partial = [[_mm256_setzero_si256(); 2]; R];
         for r in 0..R {
