@@ -35,6 +35,7 @@ pub(crate) fn widen_codes(
 }
 
 /// Widens s8 weights; `wide` has twice their bytes.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn widen_weights(weights: &[u8], wide: &mut [u8]) {
     let (words, _) = wide.as_chunks_mut::<2>();
