@@ -23,11 +23,12 @@
 //! method, then the sums of each key and of each value column (i32).
 
 use super::{
-    epilogue::{Quant16, copy, sixteen},
+    epilogue::{Quant16, copy, each, sixteen},
     gemm::Tile,
     panels::Layout,
     scratch::{cut, cut_len},
     softmax::{self, Cells, Table},
+    widen::{wide_row_len, widen_codes},
 };
 use crate::{
     AttentionMethod, BitWidth, HeadRequant, HeadShape, KeysValues, ShiftForm, SoftmaxCodes,
@@ -165,11 +166,6 @@ const fn entry_len(tokens: usize) -> usize {
     tokens.next_multiple_of(64)
 }
 
-/// Bytes of a query row widened to 16 bits: whole pairs.
-const fn wide_row_len(head_dim: usize) -> usize {
-    2 * head_dim.next_multiple_of(2)
-}
-
 /// Digits of 7 bits that `2 * MAX_MULTIPLIER` may need.
 const MAX_PLANES: usize = 3;
 
@@ -261,8 +257,9 @@ struct HeadColumns {
 impl HeadColumns {
     #[inline(always)]
     fn new(requant: &HeadRequant, center: u8, start: usize) -> Self {
-        let zero =
-            sixteen(requant.v_zero, start).map(|zero: u8| i32::from(zero) - i32::from(center));
+        let zero = each(&sixteen(requant.v_zero, start), |zero| {
+            i32::from(zero) - i32::from(center)
+        });
         Self {
             zero,
             scale: sixteen(requant.v_scale, start),
@@ -349,7 +346,7 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
         let rows = usize::min(MR, queries.len() - i);
         let q = &queries.rows[i * queries.row_stride..];
         let (q, q_stride) = if layout.wide_keys {
-            widen(q, queries.row_stride, queries.col, head_dim, rows, wide);
+            widen_codes(q, queries.row_stride, queries.col, head_dim, rows, wide);
             (&*wide, wide_row_len(head_dim))
         } else {
             (&q[queries.col..], queries.row_stride)
@@ -395,8 +392,8 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
                             break;
                         }
                         let columns = HeadColumns::new(requant, center, start);
-                        let owed = words(&packed[parts.column_sums..], start)
-                            .map(|sum| sum.wrapping_mul(planes.h));
+                        let sums_of_values = words(&packed[parts.column_sums..], start);
+                        let owed = each(&sums_of_values, |sum| sum.wrapping_mul(planes.h));
                         let len = usize::min(16, head_dim - start);
                         for (r, row) in total[..rows].iter().enumerate() {
                             let mut exact = row[v];
@@ -444,25 +441,6 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
                     }
                 }
             }
-        }
-    }
-}
-
-/// Query codes to 16 bits, rows packed tightly; an odd last column is followed by 0.
-#[inline(always)]
-fn widen(q: &[u8], stride: usize, col: usize, head_dim: usize, rows: usize, wide: &mut [u8]) {
-    for (r, wide) in wide
-        .chunks_exact_mut(wide_row_len(head_dim))
-        .take(rows)
-        .enumerate()
-    {
-        let q = &q[r * stride + col..][..head_dim];
-        let (pairs, _) = wide.as_chunks_mut::<2>();
-        if let Some(last) = pairs.last_mut() {
-            *last = [0; 2];
-        }
-        for (pair, &code) in pairs.iter_mut().zip(q) {
-            *pair = [code, 0];
         }
     }
 }

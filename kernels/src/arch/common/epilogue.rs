@@ -23,6 +23,16 @@ pub(crate) fn sixteen<T: Copy + Default>(from: &[T], start: usize) -> [T; 16] {
     block
 }
 
+/// `f` of each entry. A loop, because `[T; N]::map` is not always inlined.
+#[inline(always)]
+pub(crate) fn each<T: Copy, U: Copy + Default>(x: &[T; 16], f: impl Fn(T) -> U) -> [U; 16] {
+    let mut out = [U::default(); 16];
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = f(x);
+    }
+    out
+}
+
 /// The quantizer of sixteen columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Quant16 {
@@ -50,9 +60,9 @@ impl Quant16 {
         let max = f32::from(max_code);
         Self {
             inv_scale: *inv_scale,
-            lo: zero_point.map(|zero| -f32::from(zero)),
-            hi: zero_point.map(|zero| max - f32::from(zero)),
-            offset: zero_point.map(|zero| i32::from(zero) - MAGIC.to_bits() as i32),
+            lo: each(zero_point, |zero| -f32::from(zero)),
+            hi: each(zero_point, |zero| max - f32::from(zero)),
+            offset: each(zero_point, |zero| i32::from(zero) - MAGIC.to_bits() as i32),
         }
     }
 
@@ -71,6 +81,7 @@ impl Quant16 {
 }
 
 /// What the epilogue of sixteen output columns needs, loaded once per panel.
+#[derive(Clone, Copy)]
 pub(crate) struct Columns {
     start: usize,
     scale: [f32; 16],
@@ -78,6 +89,23 @@ pub(crate) struct Columns {
     correction: [i32; 16],
     weight_zero: [i32; 16],
     quant: Quant16,
+}
+
+impl Columns {
+    /// No columns yet.
+    pub(crate) const EMPTY: Self = Self {
+        start: 0,
+        scale: [0.0; 16],
+        bias: [0.0; 16],
+        correction: [0; 16],
+        weight_zero: [0; 16],
+        quant: Quant16 {
+            inv_scale: [0.0; 16],
+            lo: [0.0; 16],
+            hi: [0.0; 16],
+            offset: [0; 16],
+        },
+    };
 }
 
 /// The epilogue of a matrix product.
@@ -173,10 +201,10 @@ impl<'a> Epilogue<'a> {
             Output::GeluCodes { out, quant: _ } => {
                 copy(
                     &mut out[first..first + len],
-                    &columns.quant.codes(&y.map(gelu)),
+                    &columns.quant.codes(&each(&y, gelu)),
                 );
             }
-            Output::Gelu { out } => copy(&mut out[first..first + len], &y.map(gelu)),
+            Output::Gelu { out } => copy(&mut out[first..first + len], &each(&y, gelu)),
         }
     }
 }

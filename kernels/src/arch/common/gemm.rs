@@ -34,12 +34,16 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
     tile: impl Fn(usize, usize, &[u8], &mut Tile<MR, NV>),
 ) {
     let mut acc = [[[0; 16]; NV]; MR];
+    let mut columns = [Columns::EMPTY; NV];
     for p in 0..n.div_ceil(16 * NV) {
         let bytes = panel(p, scratch, panels);
-        let columns: [Columns; NV] = core::array::from_fn(|v| {
-            let owed = panels.sums(p, v).map(|sum| sum.wrapping_mul(shift));
-            epilogue.columns((p * NV + v) * 16, &owed)
-        });
+        for (v, columns) in columns.iter_mut().enumerate() {
+            let mut owed = panels.sums(p, v);
+            for sum in &mut owed {
+                *sum = sum.wrapping_mul(shift);
+            }
+            *columns = epilogue.columns((p * NV + v) * 16, &owed);
+        }
         for i in (0..m).step_by(MR) {
             let rows = usize::min(MR, m - i);
             tile(i, rows, bytes, &mut acc);

@@ -3,7 +3,9 @@
 pub(crate) mod attention;
 pub(crate) mod epilogue;
 pub(crate) mod float;
+pub(crate) mod float_kernels;
 pub(crate) mod gemm;
 pub(crate) mod panels;
 pub(crate) mod scratch;
 pub(crate) mod softmax;
+pub(crate) mod widen;

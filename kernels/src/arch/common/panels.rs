@@ -210,6 +210,21 @@ impl<'p> Panels<'p> {
         &self.packed[p * len..][..len]
     }
 
+    /// Whether some weight is `lowest`; says so too of nibbles, unseen.
+    #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
+    #[inline(always)]
+    pub(crate) fn hold(&self, lowest: u8) -> bool {
+        let len = self.layout.stored_len(self.k, self.bits);
+        if nibbles(self.bits) || len == 0 {
+            return true;
+        }
+        self.packed.chunks_exact(len).any(|panel| {
+            let body = &panel[self.layout.header_len()..];
+            body.iter()
+                .fold(false, |held, &weight| held | (weight == lowest))
+        })
+    }
+
     /// The weight sum of each output of block `v` of panel `p`; 0 without `sums`.
     #[inline(always)]
     pub(crate) fn sums(&self, p: usize, v: usize) -> [i32; 16] {

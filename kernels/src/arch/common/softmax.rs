@@ -17,7 +17,7 @@
 //! only; a cell knows the code below and above it, and one comparison decides.
 //! Thresholds too close for that are counted by binary search.
 
-use super::float::sum16;
+use super::{epilogue::each, float::sum16};
 use crate::{
     SoftmaxCodes, SoftmaxKind,
     reference::exp_log::{exp2_nonpositive, log2, round_nonnegative},
@@ -74,7 +74,7 @@ pub(crate) fn lookup_by_steps<const N: usize>(
                 *entry += if score < limits[c] { steps[c] } else { 0 };
             }
         }
-        *out = entries.map(|entry| entry as u8);
+        *out = each(&entries, |entry| entry as u8);
     }
 }
 

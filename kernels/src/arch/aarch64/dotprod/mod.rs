@@ -1,9 +1,29 @@
-//! Borrows the portable kernels for now.
+//! The 8-bit dot product, `SDOT` (Cortex-A55, A75, A76, A78 and later).
 
-use crate::{Isa, Kernels, arch::portable};
+mod attention;
+mod gemm;
+mod tile;
 
-/// The kernels of this ISA.
+use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
+
+/// The kernels of a CPU with NEON and the dot product.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Dotprod,
-    functions: portable::FUNCTIONS,
+    functions: Functions {
+        packed_len: gemm::packed_len,
+        pack_weights: gemm::pack_weights,
+        gemm_scratch_len: gemm::gemm_scratch_len,
+        gemm: gemm::gemm,
+        row_sums,
+        layer_norm,
+        layer_norm_codes,
+        quantize,
+        add,
+        attention_pack_len: attention::attention_pack_len,
+        attention_pack: attention::attention_pack,
+        attention_scratch_len: attention::attention_scratch_len,
+        attention: attention::attention,
+    },
 };
+
+float_kernels!("neon,dotprod");

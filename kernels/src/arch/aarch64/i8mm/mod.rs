@@ -1,9 +1,10 @@
-//! Borrows the portable kernels for now.
+//! The 8-bit matrix product. It has no tile of its own yet and borrows the dot
+//! product's.
 
-use crate::{Isa, Kernels, arch::portable};
+use crate::{Isa, Kernels, arch::aarch64::dotprod};
 
-/// The kernels of this ISA.
+/// The kernels of a CPU with the dot product and the matrix product.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::I8mm,
-    functions: portable::FUNCTIONS,
+    functions: dotprod::KERNELS.functions,
 };

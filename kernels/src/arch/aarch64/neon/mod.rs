@@ -1,9 +1,29 @@
-//! Borrows the portable kernels for now.
+//! NEON: 128-bit integers, no 8-bit dot product (Cortex-A53, A57, A72, A73).
 
-use crate::{Isa, Kernels, arch::portable};
+mod attention;
+mod gemm;
+mod tile;
 
-/// The kernels of this ISA.
+use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
+
+/// The kernels of a CPU with NEON.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Neon,
-    functions: portable::FUNCTIONS,
+    functions: Functions {
+        packed_len: gemm::packed_len,
+        pack_weights: gemm::pack_weights,
+        gemm_scratch_len: gemm::gemm_scratch_len,
+        gemm: gemm::gemm,
+        row_sums,
+        layer_norm,
+        layer_norm_codes,
+        quantize,
+        add,
+        attention_pack_len: attention::attention_pack_len,
+        attention_pack: attention::attention_pack,
+        attention_scratch_len: attention::attention_scratch_len,
+        attention: attention::attention,
+    },
 };
+
+float_kernels!("neon");

@@ -1,9 +1,29 @@
-//! Borrows the portable kernels for now.
+//! AVX2: 256-bit integers, no 8-bit dot product.
 
-use crate::{Isa, Kernels, arch::portable};
+mod attention;
+mod gemm;
+mod tile;
 
-/// The kernels of this ISA.
+use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
+
+/// The kernels of a CPU with AVX2.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx2,
-    functions: portable::FUNCTIONS,
+    functions: Functions {
+        packed_len: gemm::packed_len,
+        pack_weights: gemm::pack_weights,
+        gemm_scratch_len: gemm::gemm_scratch_len,
+        gemm: gemm::gemm,
+        row_sums,
+        layer_norm,
+        layer_norm_codes,
+        quantize,
+        add,
+        attention_pack_len: attention::attention_pack_len,
+        attention_pack: attention::attention_pack,
+        attention_scratch_len: attention::attention_scratch_len,
+        attention: attention::attention,
+    },
 };
+
+float_kernels!("avx2");

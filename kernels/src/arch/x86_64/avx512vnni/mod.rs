@@ -1,9 +1,29 @@
-//! Borrows the portable kernels for now.
+//! AVX-512 VNNI: the 8-bit dot product on 512-bit registers.
 
-use crate::{Isa, Kernels, arch::portable};
+mod attention;
+mod gemm;
+mod tile;
 
-/// The kernels of this ISA.
+use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
+
+/// The kernels of a CPU with AVX-512 F, BW, DQ, VL and VNNI.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
-    functions: portable::FUNCTIONS,
+    functions: Functions {
+        packed_len: gemm::packed_len,
+        pack_weights: gemm::pack_weights,
+        gemm_scratch_len: gemm::gemm_scratch_len,
+        gemm: gemm::gemm,
+        row_sums,
+        layer_norm,
+        layer_norm_codes,
+        quantize,
+        add,
+        attention_pack_len: attention::attention_pack_len,
+        attention_pack: attention::attention_pack,
+        attention_scratch_len: attention::attention_scratch_len,
+        attention: attention::attention,
+    },
 };
+
+float_kernels!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");

@@ -1,0 +1,60 @@
+//! Attention on the tile of the matrix product; the nest is
+//! [`crate::arch::common::attention`]. Entries have 7 bits: s8 as they are.
+
+use super::tile::{MR, PANELS, shift, tile};
+use crate::{
+    HeadShape, KeysValues,
+    arch::common::{
+        attention::{HeadLayout, drive},
+        panels::Layout,
+    },
+    table::AttentionCall,
+};
+
+const PLANE_BITS: u32 = 7;
+
+fn layout(shape: &HeadShape) -> HeadLayout {
+    // A shifted query owes sums of keys, which the zero point's term has anyway.
+    let panels = Layout {
+        sums: false,
+        ..PANELS
+    };
+    let q_shift = i32::from(shift(shape.act_max));
+    HeadLayout {
+        mr: MR,
+        keys: panels,
+        wide_keys: false,
+        values: panels,
+        plane_bits: PLANE_BITS,
+        q_shift,
+    }
+}
+
+pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
+    layout(shape).packed_len(shape)
+}
+
+pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
+    layout(shape).pack(shape, keys_values, out);
+}
+
+pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
+    layout(shape).scratch_len(shape)
+}
+
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn attention(call: AttentionCall) {
+    let shape = *call.shape;
+    let HeadShape {
+        tokens,
+        head_dim,
+        act_max,
+    } = shape;
+    let shift = shift(act_max);
+    drive::<MR, 1, 1>(
+        &layout(&shape),
+        call,
+        |q, stride, rows, panel, acc| tile(shift, q, stride, rows, head_dim, panel, acc),
+        |entries, stride, rows, panel, acc| tile(0, entries, stride, rows, tokens, panel, acc),
+    );
+}

@@ -1,0 +1,60 @@
+//! Matrix products: one s8 tile serves every width; low-bit panels are unpacked
+//! once and used by all rows.
+
+use super::tile::{MR, PANELS, shift, tile};
+use crate::{
+    GemmShape,
+    arch::common::{
+        epilogue::Epilogue,
+        gemm::drive,
+        panels::Panels,
+        scratch::{cut, cut_len},
+    },
+    table::GemmCall,
+};
+
+pub(super) fn packed_len(shape: &GemmShape) -> usize {
+    PANELS.packed_len(shape)
+}
+
+pub(super) fn pack_weights(shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
+    PANELS.pack(shape, dense, out);
+}
+
+pub(super) fn gemm_scratch_len(shape: &GemmShape, _m: usize) -> usize {
+    cut_len::<u8>(PANELS.unpacked_len(shape.k, shape.weight_bits))
+}
+
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn gemm(call: GemmCall) {
+    let GemmCall {
+        shape,
+        m,
+        a,
+        packed,
+        requant,
+        a_row_sums,
+        mut scratch,
+        out,
+    } = call;
+    let GemmShape {
+        n,
+        k,
+        weight_bits,
+        act_max,
+    } = *shape;
+    let panels = Panels::new(PANELS, shape, packed);
+    let unpacked = cut::<u8>(&mut scratch, PANELS.unpacked_len(k, weight_bits));
+    let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
+    let shift = shift(act_max);
+    drive::<MR, 1>(
+        m,
+        n,
+        &panels,
+        i32::from(shift),
+        &mut epilogue,
+        unpacked,
+        |p, scratch, panels| panels.load::<64>(p, scratch),
+        |i, rows, panel, acc| tile(shift, &a[i * k..], k, rows, k, panel, acc),
+    );
+}

@@ -1,0 +1,67 @@
+//! Attention on the tile of the matrix product; the nest is
+//! [`crate::arch::common::attention`].
+//!
+//! Entries have 7 bits: s8 as they are, and `2 * 127 * 128 < 2^15`.
+
+use super::tile::{MR, Operands, PANELS, tile};
+use crate::{
+    HeadShape, KeysValues,
+    arch::common::{
+        attention::{HeadLayout, drive},
+        panels::Layout,
+    },
+    table::AttentionCall,
+};
+
+const PLANE_BITS: u32 = 7;
+
+fn keys(shape: &HeadShape) -> Operands {
+    Operands::new(shape.act_max, shape.center())
+}
+
+fn layout(shape: &HeadShape) -> HeadLayout {
+    // A shifted query owes sums of keys, which the zero point's term has anyway.
+    let panels = Layout {
+        sums: false,
+        ..PANELS
+    };
+    let q_shift = i32::from(keys(shape).shift);
+    HeadLayout {
+        mr: MR,
+        keys: panels,
+        wide_keys: false,
+        values: panels,
+        plane_bits: PLANE_BITS,
+        q_shift,
+    }
+}
+
+pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
+    layout(shape).packed_len(shape)
+}
+
+pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
+    layout(shape).pack(shape, keys_values, out);
+}
+
+pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
+    layout(shape).scratch_len(shape)
+}
+
+#[target_feature(enable = "neon")]
+pub(super) fn attention(call: AttentionCall) {
+    let shape = *call.shape;
+    let HeadShape {
+        tokens,
+        head_dim,
+        act_max: _,
+    } = shape;
+    let keys = keys(&shape);
+    let values = Operands::new((1 << PLANE_BITS) - 1, shape.center());
+    drive::<MR, 1, 1>(
+        &layout(&shape),
+        call,
+        |q, stride, rows, panel, acc| tile(keys, q, stride, rows, head_dim, panel, acc),
+        |entries, stride, rows, panel, acc| tile(values, entries, stride, rows, tokens, panel, acc),
+    );
+}
