@@ -1,2 +1,5 @@
 #![forbid(unsafe_code)]
 #![doc = "Quantizer."]
+
+pub mod reference;
+pub mod weights;
