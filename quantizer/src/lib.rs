@@ -1,5 +1,7 @@
 #![forbid(unsafe_code)]
 #![doc = "Quantizer."]
 
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod reference;
 pub mod weights;
