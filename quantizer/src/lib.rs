@@ -2,6 +2,8 @@
 #![doc = "Quantizer."]
 
 #[cfg(feature = "onnx")]
+pub mod import;
+#[cfg(feature = "onnx")]
 pub mod onnx;
 pub mod reference;
 pub mod weights;
