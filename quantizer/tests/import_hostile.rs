@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tpvit_quantizer::import::load;
 use tpvit_quantizer::onnx::{OnnxError, read};
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
-use tract_onnx::pb::{ModelProto, StringStringEntryProto, TensorProto};
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -239,5 +239,84 @@ fn huge_shapes_in_a_small_file_do_not_fill_the_memory() {
             ..TensorProto::default()
         });
         refusal(&model);
+    }
+}
+
+/// Numbers that break careless arithmetic.
+const STRANGE: [i64; 10] = [0, 1, -1, 2, 3, 64, 1 << 31, 1 << 62, i64::MAX, i64::MIN];
+
+#[test]
+fn mutated_graphs_never_panic() {
+    let mut state = 1u64;
+    let mut random = |n: usize| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as usize % n
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["vit.opset14.onnx", "vit.opset18.dynamo.onnx"] {
+        let original = ModelProto::decode(&std::fs::read(fixture(name)).unwrap()[..]).unwrap();
+        for _ in 0..400 {
+            let mut model = original.clone();
+            for _ in 0..=random(2) {
+                let strange = STRANGE[random(STRANGE.len())];
+                mutate(model.graph.as_mut().unwrap(), &mut random, strange);
+            }
+            let _ = load(write(folder.path(), &model), false);
+        }
+    }
+}
+
+fn mutate(graph: &mut GraphProto, random: &mut impl FnMut(usize) -> usize, strange: i64) {
+    let at = random(graph.node.len());
+    let other = graph.node[random(at + 1)].output[0].clone();
+    let node = &mut graph.node[at];
+    match random(6) {
+        0 if !node.input.is_empty() => {
+            let input = random(node.input.len());
+            node.input[input] = other;
+        }
+        1 if !node.input.is_empty() => drop(node.input.pop()),
+        2 => node.input.reverse(),
+        3 if !node.attribute.is_empty() => {
+            let attribute = random(node.attribute.len());
+            strange_attribute(&mut node.attribute[attribute], random, strange);
+        }
+        4 => node.output.push(format!("more of {at}")),
+        _ => {
+            // A side of a tensor, with data that agree where that is possible.
+            let tensor = random(graph.initializer.len());
+            let tensor = &mut graph.initializer[tensor];
+            if tensor.data_type == DataType::Int64 as i32 && !tensor.raw_data.is_empty() {
+                let i = random(tensor.raw_data.len() / 8) * 8;
+                tensor.raw_data[i..i + 8].copy_from_slice(&strange.to_le_bytes());
+            } else if !tensor.dims.is_empty() {
+                let side = random(tensor.dims.len());
+                let old = std::mem::replace(&mut tensor.dims[side], strange).max(1) as usize;
+                let new = strange.clamp(0, 64) as usize;
+                tensor.raw_data.resize(tensor.raw_data.len() / old * new, 0);
+            }
+        }
+    }
+}
+
+fn strange_attribute(
+    attribute: &mut AttributeProto,
+    random: &mut impl FnMut(usize) -> usize,
+    strange: i64,
+) {
+    attribute.i = strange;
+    if !attribute.ints.is_empty() {
+        let i = random(attribute.ints.len());
+        attribute.ints[i] = strange;
+    }
+    if let Some(tensor) = &mut attribute.t
+        && tensor.data_type == DataType::Int64 as i32
+    {
+        tensor
+            .raw_data
+            .chunks_exact_mut(8)
+            .for_each(|c| c.copy_from_slice(&strange.to_le_bytes()));
     }
 }

@@ -26,8 +26,9 @@ pub(crate) struct Folded<'g> {
     budget: usize,
 }
 
-/// Indexes into one value are `u32`.
-const MAX_ELEMENTS: usize = 1 << 31;
+/// Larger values count as unknown. Indexes into one value are `u32`; a Vision
+/// Transformer of 2048 tokens and 16 heads stays below.
+const MAX_ELEMENTS: usize = 1 << 27;
 
 impl<'g> Folded<'g> {
     pub(crate) fn new(graph: &'g Graph) -> Self {
@@ -76,9 +77,7 @@ impl<'g> Folded<'g> {
         let ints = |i| Some(tensor(i)?.ints()?.to_vec());
         let scalar = |i| tensor(i).is_some_and(|t| t.shape.is_empty());
         let view = view::of_node(node, output, shape, &ints, &scalar)?;
-        element_count(&view.shape)
-            .filter(|n| *n <= MAX_ELEMENTS)
-            .map(|_| view)
+        Some(view).filter(|v| fits(&v.shape, MAX_ELEMENTS))
     }
 
     fn visit(&mut self, node: &Node) {
@@ -90,9 +89,7 @@ impl<'g> Folded<'g> {
             let found = match self.evaluate(node, index) {
                 Some(tensor) => Known::Constant(Arc::new(tensor)),
                 None => match self.infer(node, index) {
-                    Some(shape) if element_count(&shape).is_some_and(|n| n <= MAX_ELEMENTS) => {
-                        Known::Shape(shape)
-                    }
+                    Some(shape) if fits(&shape, MAX_ELEMENTS) => Known::Shape(shape),
                     Some(_) | None => Known::Nothing,
                 },
             };
@@ -116,6 +113,12 @@ impl<'g> Folded<'g> {
             return None;
         }
         let tensor = |i| self.constant(node.input(i)?).map(|t| &**t);
+        let sizes = inputs
+            .iter()
+            .filter_map(|id| Some(self.constant(**id)?.data.len()));
+        if sizes.sum::<usize>() > self.budget {
+            return None;
+        }
         if let Some(view) = self.view(node, output) {
             element_count(&view.shape).filter(|n| *n <= self.budget)?;
             let source = tensor(0)?;
@@ -178,12 +181,21 @@ impl<'g> Folded<'g> {
     }
 }
 
+fn fits(shape: &[usize], most: usize) -> bool {
+    element_count(shape).is_some_and(|n| n <= most)
+}
+
 /// A picture's shape with the batch, if dynamic, fixed to 1.
 fn input_shape(declared: &[Option<usize>]) -> Known {
     let fixed = |(i, side): (usize, &Option<usize>)| side.or((i == 0).then_some(1));
-    match declared.iter().enumerate().map(fixed).collect() {
-        Some(shape) => Known::Shape(shape),
-        None => Known::Nothing,
+    match declared
+        .iter()
+        .enumerate()
+        .map(fixed)
+        .collect::<Option<Vec<_>>>()
+    {
+        Some(shape) if fits(&shape, MAX_ELEMENTS) => Known::Shape(shape),
+        Some(_) | None => Known::Nothing,
     }
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Reduced<'g> {
     pub(crate) folded: Folded<'g>,
     steps: Vec<Step>,
     by_output: HashMap<ValueId, usize>,
+    /// For each value that is another one under a new shape, that other one.
+    bases: HashMap<ValueId, ValueId>,
     uses: HashMap<ValueId, Vec<usize>>,
 }
 
@@ -76,6 +78,7 @@ impl<'g> Reduced<'g> {
             folded,
             steps: Vec::new(),
             by_output: HashMap::new(),
+            bases: HashMap::new(),
             uses: HashMap::new(),
         };
         let graph = reduced.folded.graph;
@@ -84,6 +87,10 @@ impl<'g> Reduced<'g> {
                 let Some(output) = *output else { continue };
                 if reduced.folded.constant(output).is_none() {
                     let step = reduced.step(NodeId(index), node, number, output);
+                    if reduced.keeps_order(&step) {
+                        let base = reduced.base(step.inputs[0]);
+                        reduced.bases.insert(output, base);
+                    }
                     reduced.by_output.insert(output, reduced.steps.len());
                     reduced.steps.push(step);
                 }
@@ -95,16 +102,8 @@ impl<'g> Reduced<'g> {
 
     /// The value whose elements `id` has, in the same order: changes of shape
     /// and copies undone.
-    pub(crate) fn base(&self, mut id: ValueId) -> ValueId {
-        while let Some(step) = self.maker(id) {
-            let Kind::View(view) = &step.kind else { break };
-            let shape = self.shape(step.inputs[0]);
-            if !view.is_identity(element_count(shape).unwrap_or(0)) {
-                break;
-            }
-            id = step.inputs[0];
-        }
-        id
+    pub(crate) fn base(&self, id: ValueId) -> ValueId {
+        self.bases.get(&id).copied().unwrap_or(id)
     }
 
     /// The step that computes `id` itself.
@@ -159,6 +158,15 @@ impl<'g> Reduced<'g> {
                 }
             }
         }
+    }
+
+    /// Whether a step changes the shape and nothing else.
+    fn keeps_order(&self, step: &Step) -> bool {
+        let Kind::View(view) = &step.kind else {
+            return false;
+        };
+        let len = element_count(self.shape(step.inputs[0]));
+        len.is_some_and(|len| view.is_identity(len))
     }
 
     fn step(&self, id: NodeId, node: &Node, number: usize, output: ValueId) -> Step {
@@ -225,7 +233,7 @@ impl<'g> Reduced<'g> {
     fn per_channel(&self, tensor: &Tensor, id: ValueId) -> bool {
         tensor
             .floats()
-            .is_some_and(|v| Some(v.len()) == self.last_side(id))
+            .is_some_and(|v| !v.is_empty() && Some(v.len()) == self.last_side(id))
             && tensor.shape.last().is_some_and(|s| *s == tensor.data.len())
     }
 
@@ -282,8 +290,8 @@ impl<'g> Reduced<'g> {
         } else {
             (rows, cols)
         };
-        let one_matrix = rows.checked_mul(cols) == Some(weight.floats()?.len());
-        let fits = one_matrix && self.last_side(x) == Some(k);
+        let one_matrix = rows * cols == weight.floats()?.len();
+        let fits = one_matrix && k > 0 && n > 0 && self.last_side(x) == Some(k);
         let biased = bias.is_none_or(|b| b.floats().is_some_and(|v| v.len() == n));
         (fits && biased).then(|| Kind::Linear {
             weight: weight.clone(),

@@ -237,7 +237,10 @@ fn slice(
             shape.len(),
         )?;
         let step = steps.map_or(Some(1), |s| s.get(i).copied())?;
-        let side = shape[at] as i64;
+        let side = view.shape[at] as i64;
+        if side == 0 {
+            return None;
+        }
         let from_end = |v: i64| if v < 0 { v.saturating_add(side) } else { v };
         let (start, end) = (from_end(*start), from_end(*end));
         let (start, end) = match step {
@@ -249,7 +252,12 @@ fn slice(
         if step == 0 || len == 0 {
             return None;
         }
-        view = view.take(at, start as usize, isize::try_from(step).ok()?, len);
+        let step = if len == 1 {
+            1
+        } else {
+            isize::try_from(step).ok()?
+        };
+        view = view.take(at, start as usize, step, len);
     }
     Some(view)
 }

@@ -180,6 +180,9 @@ impl<'r> Vit<'r, '_> {
             node.ints(name)
                 .is_none_or(|v| v.iter().all(|v| *v == value))
         };
+        if d * h * w == 0 {
+            return Err(misfit());
+        }
         let strides = node.ints("strides").unwrap_or(&[1, 1]);
         let tiles = strides == [h as i64, w as i64] && height % h == 0 && width % w == 0;
         let plain = all("pads", 0) && all("dilations", 1) && node.int("group").unwrap_or(1) == 1;
@@ -294,6 +297,7 @@ impl<'r> Vit<'r, '_> {
         };
         let heads = element_count(self.r.shape(qk.inputs[0])).unwrap_or(0) / (t * head_dim).max(1);
         if t != self.t
+            || heads * head_dim == 0
             || !unmoved
             || element_count(self.r.shape(softmax.output)) != Some(heads * t * t)
         {

@@ -9,6 +9,7 @@
 mod error;
 mod external;
 mod graph;
+mod limits;
 mod proto;
 mod tensor;
 

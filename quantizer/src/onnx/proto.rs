@@ -1,6 +1,6 @@
 //! From bytes to protobuf structs, with external data brought inside.
 
-use super::{OnnxError, external, tensor};
+use super::{OnnxError, external, limits, tensor};
 use std::io::Read;
 use std::path::Path;
 use tract_onnx::pb::tensor_proto::DataType;
@@ -47,6 +47,12 @@ pub(super) fn data_type_name(data_type: i32) -> String {
 pub(crate) fn read_proto(path: &Path) -> Result<ModelProto, OnnxError> {
     let file = File { path };
     let bytes = read_file(&file)?;
+    if !limits::affordable(&bytes) {
+        return Err(not_onnx(
+            path,
+            "it has too many or too deeply nested parts".into(),
+        ));
+    }
     let mut model = tract_onnx::onnx()
         .proto_model_for_read(&mut &bytes[..])
         .map_err(|e| not_onnx(path, e.to_string()))?;

@@ -96,11 +96,13 @@ fn shape(file: &File<'_>, name: &str, dims: &[i64]) -> Result<Vec<usize>, OnnxEr
     dims.iter().map(side).collect()
 }
 
-/// Product of the sides, if it fits.
+/// Product of the sides. `None` if that of all but the zeros is beyond any
+/// memory, so that strides computed from a counted shape never overflow.
 pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(1usize, |n, side| n.checked_mul(*side))
+    const MOST: usize = isize::MAX as usize >> 8;
+    let times = |n: usize, side: &usize| n.checked_mul((*side).max(1)).filter(|n| *n <= MOST);
+    let count = shape.iter().try_fold(1, times)?;
+    Some(if shape.contains(&0) { 0 } else { count })
 }
 
 /// Bytes of one value, for the types that are supported.
