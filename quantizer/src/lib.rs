@@ -1,6 +1,22 @@
+//! From a trained Vision Transformer to a `.tpv` file.
+//!
+//! ```text
+//! model.onnx ─ import ─▶ Program + Weights ─ observe ─▶ plan ─ pack ─▶ .tpv
+//! ```
+//!
+//! [`pipeline`] shows the whole way; the `tpvit` command wraps it.
+//!
+//! # Features
+//! - `onnx` (default): reading ONNX files, and checking the import against a
+//!   run of the original graph by tract.
 #![forbid(unsafe_code)]
-#![doc = "Quantizer."]
 
 pub mod dataset;
+#[cfg(feature = "onnx")]
+pub mod import;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod pictures;
 pub mod preprocessing;
+pub mod reference;
+pub mod weights;
