@@ -1,2 +1,3 @@
 #![forbid(unsafe_code)]
 #![doc = "Quantizer."]
+pub mod quantizers;
