@@ -231,7 +231,7 @@ pub fn quantize_row(
 /// tokens * height * 255 < 2^31
 /// ```
 pub fn height(tokens: usize) -> i16 {
-    let fits = |bits: u32| (tokens as u64) * 255 << bits < 1 << 31;
+    let fits = |bits: u32| ((tokens as u64 * 255) << bits) < (1 << 31);
     let bits = (0..=14).rev().find(|&bits| fits(bits)).unwrap_or(0);
     1 << bits
 }
