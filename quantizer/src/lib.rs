@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
 #![doc = "Quantizer."]
+
 pub mod calibration;
 pub mod quantizers;
 pub mod reference;
