@@ -1,4 +1,5 @@
 #![forbid(unsafe_code)]
 #![doc = "Quantizer."]
 
+pub mod pictures;
 pub mod preprocessing;
