@@ -2,6 +2,9 @@
 #![doc = "Quantizer."]
 
 pub mod calibration;
+pub mod dataset;
+pub mod pictures;
+pub mod preprocessing;
 pub mod quantizers;
 pub mod reference;
 pub mod weights;
