@@ -64,20 +64,22 @@ impl Hook for FakeQuant<'_> {
         };
         let cols = self.cols(id);
         let last = f32::from(quant.bits.max_code());
+        let scales: Vec<f32> = (0..cols).map(|c| quant.scale_at(c)).collect();
+        let zeros: Vec<f32> = (0..cols).map(|c| quant.zero_point_at(c).into()).collect();
+        let inverses: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
         let codes = &mut self.codes[id.index()];
         codes.clear();
-        for col in 0..cols {
-            let scale = quant.scale_at(col);
-            let (inverse, zero) = (1.0 / scale, f32::from(quant.zero_point_at(col)));
-            for x in values[col..].iter_mut().step_by(cols) {
-                *x = scale * round_even((*x * inverse).clamp(-zero, last - zero));
+        for row in values.chunks_exact_mut(cols) {
+            for (col, x) in row.iter_mut().enumerate() {
+                let zero = zeros[col];
+                *x = round_even((*x * inverses[col]).clamp(-zero, last - zero));
             }
-        }
-        if self.recording {
-            codes.extend(values.iter().enumerate().map(|(i, x)| {
-                let (scale, zero) = (quant.scale_at(i % cols), quant.zero_point_at(i % cols));
-                (round_even(x / scale) + f32::from(zero)) as u8
-            }));
+            if self.recording {
+                codes.extend(row.iter().zip(&zeros).map(|(q, z)| (q + z) as u8));
+            }
+            for (x, scale) in row.iter_mut().zip(&scales) {
+                *x *= scale;
+            }
         }
     }
 

@@ -214,7 +214,9 @@ impl Hook for Picture {
             return;
         };
         let cols = stats.columns.cols();
-        let chosen = spaced_rows(seed, self.index, values.len() / cols, rows);
+        let mut chosen = spaced_rows(seed, self.index, values.len() / cols, rows);
+        // The class token holds the outliers, and the classifier reads it.
+        chosen[0] = 0;
         let kept = chosen.iter().flat_map(|r| &values[r * cols..][..cols]);
         stats.keep(slot, kept.copied().collect());
     }
@@ -225,7 +227,6 @@ impl Hook for Picture {
             return;
         };
         let tokens = self.tokens[op];
-        // The class token is read by the classifier: always look at it too.
         let draw = settings.seed ^ head as u64;
         let mut rows = spaced_rows(draw, self.index, tokens, settings.attention_rows);
         rows[0] = 0;

@@ -67,11 +67,13 @@ impl Distribution {
     /// A sample in which every value counts once; NaN is not allowed.
     ///
     /// `low` and `high` are the exact bounds of what was sampled, which the
-    /// sample itself may have missed.
+    /// sample itself may have missed. They count once more: the rarest values
+    /// of a Vision Transformer matter most.
     ///
     /// # Panics
-    /// If there is no value or the bounds are not finite.
+    /// If the bounds are not finite.
     pub fn from_sample(mut values: Vec<f32>, low: f32, high: f32) -> Self {
+        values.extend([low, high]);
         values.sort_unstable_by(f32::total_cmp);
         let counts = vec![1.0; values.len()];
         Distribution::from_sorted(values, counts, low, high)
