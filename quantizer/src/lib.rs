@@ -4,13 +4,14 @@
 //! model.onnx ─ import ─▶ Program + Weights ─ observe ─▶ plan ─ pack ─▶ .tpv
 //! ```
 //!
-//! [`pipeline`] shows the whole way; the `tpvit` command wraps it.
+//! The `tpvit` command wraps it.
 //!
 //! # Features
 //! - `onnx` (default): reading ONNX files, and checking the import against a
 //!   run of the original graph by tract.
 #![forbid(unsafe_code)]
 
+pub mod calibration;
 pub mod dataset;
 #[cfg(feature = "onnx")]
 pub mod import;
@@ -18,5 +19,6 @@ pub mod import;
 pub mod onnx;
 pub mod pictures;
 pub mod preprocessing;
+pub mod quantizers;
 pub mod reference;
 pub mod weights;

@@ -1,0 +1,146 @@
+//! The integer runtime's rounding, in f32.
+//!
+//! [`FakeQuant`] rewrites the buffers and attention of an f32 executor that
+//! runs on [`fake_weights`]: codes are chosen by the same operations as in the
+//! runtime, and everything downstream sees what they stand for. What stays
+//! different is the rounding of long f32 sums that the runtime does exactly,
+//! in integers; it moves a value across a rounding boundary now and then.
+
+use tpvit_models::{BufferId, Op, Program, Quantization, SoftmaxKind, SoftmaxQuant};
+
+use super::plan::QuantPlan;
+use crate::quantizers::softmax::quantize_row;
+use crate::quantizers::uniform::round_even;
+use crate::quantizers::weight;
+use crate::reference::Hook;
+use crate::weights::Weights;
+
+/// Quantizes and dequantizes activations and attention while an executor runs.
+pub struct FakeQuant<'a> {
+    program: &'a Program,
+    quantization: &'a Quantization,
+    /// By buffer; empty unless recording.
+    codes: Vec<Vec<u8>>,
+    recording: bool,
+    octaves: Vec<f32>,
+}
+
+impl<'a> FakeQuant<'a> {
+    /// A hook that applies `quantization`.
+    pub fn new(program: &'a Program, quantization: &'a Quantization) -> Self {
+        FakeQuant {
+            program,
+            quantization,
+            codes: vec![Vec::new(); program.buffers.len()],
+            recording: false,
+            octaves: Vec::new(),
+        }
+    }
+
+    /// The same, which also remembers the codes of every coded buffer.
+    pub fn recording(program: &'a Program, quantization: &'a Quantization) -> Self {
+        FakeQuant {
+            recording: true,
+            ..FakeQuant::new(program, quantization)
+        }
+    }
+
+    /// Codes of a buffer in the last run, `[rows, cols]`; empty if it is not
+    /// coded or nothing was recorded.
+    pub fn codes(&self, id: BufferId) -> &[u8] {
+        &self.codes[id.index()]
+    }
+
+    /// Channels of a buffer.
+    pub(super) fn cols(&self, id: BufferId) -> usize {
+        self.program.buffers[id.index()].cols
+    }
+}
+
+impl Hook for FakeQuant<'_> {
+    fn buffer(&mut self, _op: usize, id: BufferId, values: &mut [f32]) {
+        let Some(quant) = &self.quantization.activations[id.index()] else {
+            return;
+        };
+        let cols = self.cols(id);
+        let last = f32::from(quant.bits.max_code());
+        let scales: Vec<f32> = (0..cols).map(|c| quant.scale_at(c)).collect();
+        let zeros: Vec<f32> = (0..cols).map(|c| quant.zero_point_at(c).into()).collect();
+        let inverses: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
+        let codes = &mut self.codes[id.index()];
+        codes.clear();
+        for row in values.chunks_exact_mut(cols) {
+            for (col, x) in row.iter_mut().enumerate() {
+                let zero = zeros[col];
+                *x = round_even((*x * inverses[col]).clamp(-zero, last - zero));
+            }
+            if self.recording {
+                codes.extend(row.iter().zip(&zeros).map(|(q, z)| (q + z) as u8));
+            }
+            for (x, scale) in row.iter_mut().zip(&scales) {
+                *x *= scale;
+            }
+        }
+    }
+
+    fn scores(&mut self, op: usize, _head: usize, scores: &mut [f32]) -> bool {
+        let Some(quant) = &self.quantization.softmax[op] else {
+            return false;
+        };
+        let tokens = self.program.buffers[self.program.ops[op].output().index()].rows;
+        self.octaves.resize(tokens, 0.0);
+        for row in scores.chunks_exact_mut(tokens) {
+            score_octaves(quant, row, &mut self.octaves);
+            quantize_row(quant, &self.octaves, row, None);
+        }
+        true
+    }
+}
+
+/// `t = (max - x) * log2(e)`, and for static codes `+ log2(sum of 2^-t)`.
+fn score_octaves(quant: &SoftmaxQuant, scores: &[f32], octaves: &mut [f32]) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for (t, &x) in octaves.iter_mut().zip(scores) {
+        *t = (max - x) * std::f32::consts::LOG2_E;
+    }
+    match quant.kind {
+        SoftmaxKind::RowMax => {}
+        SoftmaxKind::Static { .. } => {
+            let sum: f32 = octaves.iter().map(|t| (-t).exp2()).sum();
+            let offset = sum.log2();
+            for t in octaves {
+                *t += offset;
+            }
+        }
+    }
+}
+
+/// The weights that the codes of `plan` stand for, everything else as it is.
+///
+/// `weights` are those that `plan` left behind. Where a layer's input has one
+/// scale per column, the codes hold `w * diag(s)`; it is divided out again, so
+/// the result always multiplies real values.
+///
+/// # Panics
+/// If the plan is for another program.
+pub fn fake_weights(program: &Program, weights: &Weights, plan: &QuantPlan) -> Weights {
+    let mut fake = weights.clone();
+    for (id, quant) in plan.weights.iter().enumerate() {
+        if let Some(quant) = quant {
+            fake.tensors[id] = weight::dequantize(quant);
+        }
+    }
+    for op in &program.ops {
+        let Op::Linear { input, weight, .. } = *op else {
+            continue;
+        };
+        let input = plan.quantization.activations[input.index()].as_ref();
+        if let Some(input) = input.filter(|q| q.scale.len() > 1) {
+            let scales = input.scale.iter().cycle();
+            for (w, s) in fake.tensors[weight.index()].iter_mut().zip(scales) {
+                *w /= s;
+            }
+        }
+    }
+    fake
+}

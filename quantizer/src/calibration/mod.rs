@@ -1,0 +1,24 @@
+//! Calibration: from a float network and some pictures to how it is quantized.
+//!
+//! ```text
+//! observe   pictures             -> Observations    what flows through each buffer
+//! plan      Observations         -> QuantPlan       scales, zero points, softmax codes, weights
+//! FakeQuant QuantPlan            -> f32 executor    the plan, exactly, in f32
+//! report    float and FakeQuant  -> error by layer  where the accuracy goes
+//! ```
+//!
+//! Nothing here is trained; reconstruction starts from what `plan` returns.
+
+mod fake_quant;
+mod observe;
+mod observers;
+mod plan;
+mod reparameterise;
+mod report;
+
+pub use fake_quant::{FakeQuant, fake_weights};
+pub use observe::{Observations, ObserveSettings, observe};
+pub use observers::{BufferStats, Columns, Histogram};
+pub use plan::{BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan};
+pub use reparameterise::reparameterise;
+pub use report::{LayerError, kl_divergence, report};

@@ -1,0 +1,552 @@
+//! Decides how every buffer, attention and weight is quantized.
+//!
+//! | buffer | granularity | why it costs nothing at run time |
+//! |---|---|---|
+//! | output of a LayerNorm | per channel | re-parameterised into the LayerNorm and the next layer |
+//! | q, k | per head | a head's scores have one scale |
+//! | v | per channel | its scale multiplies the output's column |
+//! | attention's output, GELU's output | per channel | its scale is folded into the next weight |
+//!
+//! # What a weight's codes mean
+//! `dequantized = scale[n] * (code - zero_point[n])`. Where the layer's input
+//! has one scale, this is the weight itself. Where it has one per column,
+//! `s[k]`, it is `w[n, k] * s[k]`: the activation then contributes
+//! `code - zero_point` alone.
+
+use tpvit_models::{
+    ActivationQuant, BitWidth, BufferId, Op, Program, Quantization, SoftmaxMethod, SoftmaxQuant,
+    TensorId, WeightQuant,
+};
+
+use rayon::prelude::*;
+
+use super::observe::Observations;
+use super::observers::BufferStats;
+use super::reparameterise::reparameterise;
+use crate::quantizers::log2::Log2;
+use crate::quantizers::row_maximum::RowMaximum;
+use crate::quantizers::sulq::Sulq;
+use crate::quantizers::truncated_uniform_log2::{LastCode, TruncatedUniformLog2};
+use crate::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint, weight};
+use crate::weights::Weights;
+
+/// No channel's scale is below this fraction of its buffer's largest: a
+/// channel that was silent in calibration may speak later.
+const SMALLEST_SCALE: f32 = 1.0 / 1024.0;
+
+/// What shares a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granularity {
+    /// All channels.
+    PerTensor,
+    /// The channels of a head; for a buffer without heads, all channels.
+    PerHead,
+    /// Nothing.
+    PerChannel,
+}
+
+/// Which layers get `bias -= sum over k of (dequantized - w)[n, k] * E[x_k]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BiasCorrection {
+    /// None.
+    Never,
+    /// The patch embedding: raw pixels are far from mean 0.
+    PatchEmbedding,
+    /// All.
+    Always,
+}
+
+/// How attention is quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftmaxSettings {
+    /// Which quantizer.
+    pub method: SoftmaxMethod,
+    /// Width of its codes; `None` for [`SoftmaxSettings::default_bits`].
+    pub bits: Option<BitWidth>,
+    /// Whether steps are whole octaves, for methods that choose a step.
+    pub integer_step: bool,
+    /// Whether rows are divided by their sum; `None` for as published.
+    pub renormalise: Option<bool>,
+}
+
+/// What to quantize to, and how to choose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Of weights.
+    pub weight_bits: BitWidth,
+    /// Of activations.
+    pub act_bits: BitWidth,
+    /// Of the weights of patch embedding and classifier, and of the
+    /// classifier's input; `None` for the same as the rest.
+    pub first_last_bits: Option<BitWidth>,
+    /// How activation ranges are chosen.
+    pub range: RangeFit,
+    /// Attention.
+    pub softmax: SoftmaxSettings,
+    /// Of v.
+    pub values: Granularity,
+    /// Of attention's output.
+    pub attention_output: Granularity,
+    /// Of the other inputs of linear layers that no LayerNorm writes: GELU's
+    /// output.
+    pub hidden: Granularity,
+    /// Exponent on the per-channel scales of the two above, relative to their
+    /// mean: 1 for the fitted scales, 0 for none.
+    pub shrink: f32,
+    /// Whether the weights' ranges count a column by the variance of its input.
+    pub weight_importance: bool,
+    /// Which biases make up for the mean error of their weights.
+    pub bias_correction: BiasCorrection,
+}
+
+impl SoftmaxSettings {
+    /// The width used where none is given.
+    pub fn default_bits(method: SoftmaxMethod, act_bits: BitWidth) -> BitWidth {
+        match method {
+            SoftmaxMethod::Log2
+            | SoftmaxMethod::Sulq
+            | SoftmaxMethod::TulqA
+            | SoftmaxMethod::TulqZa
+            | SoftmaxMethod::RowMax => act_bits,
+        }
+    }
+
+    /// The quantizer these settings describe.
+    pub fn quantizer(&self) -> Box<dyn SoftmaxQuantizer> {
+        let renormalise = self.renormalise.unwrap_or(false);
+        let tulq = |last_code| TruncatedUniformLog2 {
+            last_code,
+            integer_step: self.integer_step,
+            renormalise,
+        };
+        match self.method {
+            SoftmaxMethod::Log2 => Box::new(Log2 {
+                zero_code: true,
+                renormalise,
+            }),
+            SoftmaxMethod::Sulq => Box::new(Sulq { renormalise }),
+            SoftmaxMethod::TulqA => Box::new(tulq(LastCode::Bound)),
+            SoftmaxMethod::TulqZa => Box::new(tulq(LastCode::Zero)),
+            SoftmaxMethod::RowMax => Box::new(RowMaximum),
+        }
+    }
+}
+
+impl Settings {
+    /// The defaults at these widths.
+    pub fn new(weight_bits: BitWidth, act_bits: BitWidth) -> Self {
+        Settings {
+            weight_bits,
+            act_bits,
+            first_last_bits: None,
+            range: RangeFit::Mse,
+            softmax: SoftmaxSettings {
+                method: SoftmaxMethod::RowMax,
+                bits: None,
+                integer_step: false,
+                renormalise: None,
+            },
+            values: Granularity::PerChannel,
+            attention_output: Granularity::PerChannel,
+            hidden: Granularity::PerChannel,
+            shrink: 1.0,
+            weight_importance: true,
+            bias_correction: BiasCorrection::PatchEmbedding,
+        }
+    }
+}
+
+/// How all of a program is quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantPlan {
+    /// Activations and attention.
+    pub quantization: Quantization,
+    /// By tensor; `Some` exactly for weights of matrix products. See
+    /// [the module](self) for what their codes mean.
+    pub weights: Vec<Option<WeightQuant>>,
+    /// By operation: what was decided and why, one sentence each.
+    pub notes: Vec<Vec<String>>,
+}
+
+/// Quantizes `program` by what was observed.
+///
+/// `weights` become what the plan is for: LayerNorms and the layers after them
+/// re-parameterised (the same function in f32), biases corrected.
+///
+/// # Panics
+/// If the observations are of another program.
+pub fn plan(
+    program: &Program,
+    weights: &mut Weights,
+    observations: &Observations,
+    settings: &Settings,
+) -> QuantPlan {
+    let mut planner = Planner {
+        program,
+        observations,
+        settings,
+        moments: vec![None; program.buffers.len()],
+        plan: QuantPlan {
+            quantization: Quantization {
+                activations: vec![None; program.buffers.len()],
+                softmax: vec![None; program.ops.len()],
+            },
+            weights: vec![None; program.tensors.len()],
+            notes: vec![Vec::new(); program.ops.len()],
+        },
+    };
+    for index in 0..program.ops.len() {
+        planner.activation(index, weights);
+    }
+    for index in 0..program.ops.len() {
+        planner.attention(index);
+        planner.weight(index, weights);
+    }
+    planner.plan
+}
+
+/// Mean and variance of each input of a layer, as the layer will see it: in
+/// units of codes where the scale is folded into the weight.
+#[derive(Clone)]
+struct Moments {
+    mean: Vec<f64>,
+    variance: Vec<f64>,
+}
+
+struct Planner<'a> {
+    program: &'a Program,
+    observations: &'a Observations,
+    settings: &'a Settings,
+    /// By buffer.
+    moments: Vec<Option<Moments>>,
+    plan: QuantPlan,
+}
+
+impl Planner<'_> {
+    /// Quantizes what operation `index` writes, if integers read it.
+    fn activation(&mut self, index: usize, weights: &mut Weights) {
+        let op = &self.program.ops[index];
+        let id = op.output();
+        let Some(stats) = &self.observations.buffers[id.index()] else {
+            return;
+        };
+        let bits = self.buffer_bits(id);
+        let quant = match *op {
+            Op::LayerNorm { .. } => self.normed(id, bits, stats, weights),
+            Op::Attention { head_dim, .. } => {
+                let granularity = self.settings.attention_output;
+                let channels = self.fit_channels(bits, stats, granularity, head_dim);
+                self.per_column(id, bits, stats, channels)
+            }
+            Op::PatchEmbed { .. } | Op::Linear { .. } | Op::SelectToken { .. } => {
+                match self.reader_heads(id) {
+                    Some((heads, head_dim)) => self.qkv(bits, stats, heads, head_dim),
+                    None => {
+                        let cols = stats.columns.cols();
+                        let channels = self.fit_channels(bits, stats, self.settings.hidden, cols);
+                        self.per_column(id, bits, stats, channels)
+                    }
+                }
+            }
+        };
+        self.plan.notes[index].push(describe(&quant));
+        self.plan.quantization.activations[id.index()] = Some(quant);
+    }
+
+    /// The classifier's input may be wider than the rest.
+    fn buffer_bits(&self, id: BufferId) -> BitWidth {
+        let last = self.program.ops.last().map(|op| op.inputs()[0]);
+        let wider = self
+            .settings
+            .first_last_bits
+            .filter(|_| last == Some(Some(id)));
+        wider.unwrap_or(self.settings.act_bits)
+    }
+
+    /// Heads and their channels if attention reads the buffer.
+    fn reader_heads(&self, id: BufferId) -> Option<(usize, usize)> {
+        self.program.ops.iter().find_map(|op| match *op {
+            Op::Attention {
+                qkv,
+                heads,
+                head_dim,
+                ..
+            } if qkv == id => Some((heads, head_dim)),
+            Op::Attention { .. }
+            | Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::SelectToken { .. } => None,
+        })
+    }
+
+    /// Per channel, then re-parameterised to one scale.
+    fn normed(
+        &mut self,
+        id: BufferId,
+        bits: BitWidth,
+        stats: &BufferStats,
+        weights: &mut Weights,
+    ) -> ActivationQuant {
+        let fit = self.settings.range;
+        let cols = stats.columns.cols();
+        let mut channels: Vec<Affine> = (0..cols)
+            .into_par_iter()
+            .map(|col| Affine::fit(bits, ZeroPoint::Free, fit, &stats.column(col)))
+            .collect();
+        let largest = channels.iter().map(|c| c.scale).fold(0.0, f32::max);
+        for (col, channel) in channels.iter_mut().enumerate() {
+            if channel.scale < SMALLEST_SCALE * largest {
+                let middle = 0.5 * (stats.columns.low[col] + stats.columns.high[col]);
+                let half = 0.5 * f32::from(bits.max_code()) * SMALLEST_SCALE * largest;
+                *channel = Affine::from_range(bits, ZeroPoint::Free, middle - half, middle + half);
+            }
+        }
+        let joint = reparameterise(self.program, weights, id, bits, &channels);
+        // x' = s~ * (x / s + z - z~)
+        self.moments[id.index()] = Some(moments(stats, |col, mean, variance| {
+            let ratio = f64::from(joint.scale) / f64::from(channels[col].scale);
+            let shift = f64::from(channels[col].zero_point - joint.zero_point);
+            let mean = mean * ratio + shift * f64::from(joint.scale);
+            (mean, variance * ratio * ratio)
+        }));
+        ActivationQuant {
+            bits,
+            scale: vec![joint.scale],
+            zero_point: vec![joint.zero_point as u8],
+        }
+    }
+
+    /// q and k per head, v as set.
+    fn qkv(
+        &self,
+        bits: BitWidth,
+        stats: &BufferStats,
+        heads: usize,
+        head_dim: usize,
+    ) -> ActivationQuant {
+        let d = heads * head_dim;
+        let head = |h: usize| {
+            let pooled = stats.pooled(h * head_dim..(h + 1) * head_dim);
+            Affine::fit(bits, ZeroPoint::Code, self.settings.range, &pooled)
+        };
+        let values: Vec<Affine> = match self.settings.values {
+            Granularity::PerTensor => {
+                let all = stats.pooled(2 * d..3 * d);
+                vec![Affine::fit(bits, ZeroPoint::Code, self.settings.range, &all); d]
+            }
+            Granularity::PerHead => per_group(2 * heads..3 * heads, head_dim, head),
+            Granularity::PerChannel => (2 * d..3 * d)
+                .into_par_iter()
+                .map(|col| {
+                    let column = stats.column(col);
+                    Affine::fit(bits, ZeroPoint::Code, self.settings.range, &column)
+                })
+                .collect(),
+        };
+        let mut channels = per_group(0..2 * heads, head_dim, head);
+        channels.extend(values);
+        activation(bits, &channels)
+    }
+
+    /// One quantizer, or one for each channel.
+    fn fit_channels(
+        &self,
+        bits: BitWidth,
+        stats: &BufferStats,
+        granularity: Granularity,
+        head_dim: usize,
+    ) -> Vec<Affine> {
+        let fit = self.settings.range;
+        let cols = stats.columns.cols();
+        let pooled = |from: usize, to: usize| {
+            Affine::fit(bits, ZeroPoint::Code, fit, &stats.pooled(from..to))
+        };
+        match granularity {
+            Granularity::PerTensor => vec![pooled(0, cols)],
+            Granularity::PerHead => per_group(0..cols / head_dim, head_dim, |h| {
+                pooled(h * head_dim, (h + 1) * head_dim)
+            }),
+            Granularity::PerChannel => {
+                let column = |col| Affine::fit(bits, ZeroPoint::Code, fit, &stats.column(col));
+                (0..cols).into_par_iter().map(column).collect()
+            }
+        }
+    }
+
+    /// A buffer whose scales the next weight takes, if it has more than one.
+    fn per_column(
+        &mut self,
+        id: BufferId,
+        bits: BitWidth,
+        stats: &BufferStats,
+        mut channels: Vec<Affine>,
+    ) -> ActivationQuant {
+        let folded = channels.len() > 1;
+        if folded {
+            shrink(&mut channels, self.settings.shrink);
+        }
+        self.moments[id.index()] = Some(moments(stats, |col, mean, variance| {
+            if !folded {
+                return (mean, variance);
+            }
+            let scale = f64::from(channels[col].scale);
+            (mean / scale, variance / (scale * scale))
+        }));
+        activation(bits, &channels)
+    }
+
+    fn attention(&mut self, index: usize) {
+        let Some(samples) = &self.observations.attention[index] else {
+            return;
+        };
+        let settings = &self.settings.softmax;
+        let default = SoftmaxSettings::default_bits(settings.method, self.settings.act_bits);
+        let quantizer = settings.quantizer();
+        let quant = quantizer.fit(settings.bits.unwrap_or(default), samples);
+        let error = samples.relative_error(&quant);
+        self.plan.notes[index].push(describe_softmax(quantizer.name(), &quant, error));
+        self.plan.quantization.softmax[index] = Some(quant);
+    }
+
+    /// Quantizes the weight of operation `index`, if it has one.
+    fn weight(&mut self, index: usize, weights: &mut Weights) {
+        let op = &self.program.ops[index];
+        let (id, bias, input) = match *op {
+            Op::PatchEmbed { weight, bias, .. } => (weight, bias, None),
+            Op::Linear {
+                weight,
+                bias,
+                input,
+                ..
+            } => (weight, bias, Some(input)),
+            Op::LayerNorm { .. } | Op::Attention { .. } | Op::SelectToken { .. } => return,
+        };
+        let moments = self.input_moments(index, input);
+        let last = index + 1 == self.program.ops.len();
+        let outer = input.is_none() || last;
+        let wider = self.settings.first_last_bits.filter(|_| outer);
+        let bits = wider.unwrap_or(self.settings.weight_bits);
+        let correct = match self.settings.bias_correction {
+            BiasCorrection::Never => false,
+            BiasCorrection::PatchEmbedding => input.is_none(),
+            BiasCorrection::Always => true,
+        };
+        let target = self.folded(id, input, weights);
+        let importance = self.settings.weight_importance.then(|| {
+            let pairs = moments.mean.iter().zip(&moments.variance);
+            // A corrected mean costs nothing, so only the rest counts.
+            let seen = |(m, v): (&f64, &f64)| if correct { *v } else { v + m * m };
+            pairs.map(|p| seen(p) as f32).collect::<Vec<f32>>()
+        });
+        let cols = self.program.tensors[id.index()].cols;
+        let quant = weight::quantize(bits, cols, &target, importance.as_deref());
+        if correct {
+            correct_bias(
+                &mut weights.tensors[bias.index()],
+                &target,
+                &quant,
+                &moments.mean,
+            );
+        }
+        let note = format!("weights {} bits per output channel", bits.bits());
+        self.plan.notes[index].push(note);
+        self.plan.weights[id.index()] = Some(quant);
+    }
+
+    fn input_moments(&self, index: usize, input: Option<BufferId>) -> Moments {
+        match (input, &self.observations.patches[index]) {
+            (Some(input), _) => self.moments[input.index()].clone().expect("a coded input"),
+            (None, Some(columns)) => Moments {
+                mean: (0..columns.cols()).map(|c| columns.mean(c)).collect(),
+                variance: (0..columns.cols()).map(|c| columns.variance(c)).collect(),
+            },
+            (None, None) => unreachable!("only a patch embedding has no input"),
+        }
+    }
+
+    /// The weight, times the scales of its input where it takes them.
+    fn folded(&self, id: TensorId, input: Option<BufferId>, weights: &Weights) -> Vec<f32> {
+        let weight = &weights.tensors[id.index()];
+        let quant = input.and_then(|i| self.plan.quantization.activations[i.index()].as_ref());
+        match quant.filter(|q| q.scale.len() > 1) {
+            Some(quant) => fold(weight, &quant.scale),
+            None => weight.clone(),
+        }
+    }
+}
+
+/// `weight * diag(scale)`.
+fn fold(weight: &[f32], scale: &[f32]) -> Vec<f32> {
+    let scales = scale.iter().cycle();
+    weight.iter().zip(scales).map(|(w, s)| w * s).collect()
+}
+
+/// The quantizer of each group, repeated for each of its channels.
+fn per_group(
+    groups: std::ops::Range<usize>,
+    width: usize,
+    fit: impl Fn(usize) -> Affine,
+) -> Vec<Affine> {
+    groups.flat_map(|g| vec![fit(g); width]).collect()
+}
+
+fn activation(bits: BitWidth, channels: &[Affine]) -> ActivationQuant {
+    ActivationQuant {
+        bits,
+        scale: channels.iter().map(|c| c.scale).collect(),
+        zero_point: channels.iter().map(|c| c.zero_point as u8).collect(),
+    }
+}
+
+/// Moves scales towards their mean, and none too near 0.
+fn shrink(channels: &mut [Affine], exponent: f32) {
+    let mean = channels.iter().map(|c| c.scale).sum::<f32>() / channels.len() as f32;
+    let largest = channels.iter().map(|c| c.scale).fold(0.0, f32::max);
+    for channel in channels {
+        let scale = mean * (channel.scale / mean).powf(exponent);
+        channel.scale = scale.max(SMALLEST_SCALE * largest);
+    }
+}
+
+/// Moments of a buffer's columns, changed by `map(column, mean, variance)`.
+fn moments(stats: &BufferStats, map: impl Fn(usize, f64, f64) -> (f64, f64)) -> Moments {
+    let columns = &stats.columns;
+    let (mean, variance) = (0..columns.cols())
+        .map(|col| map(col, columns.mean(col), columns.variance(col)))
+        .unzip();
+    Moments { mean, variance }
+}
+
+/// Takes the error's mean out of the output.
+fn correct_bias(bias: &mut [f32], target: &[f32], quant: &WeightQuant, mean: &[f64]) {
+    let decoded = weight::dequantize(quant);
+    let rows = target.chunks_exact(mean.len());
+    for ((bias, target), decoded) in bias
+        .iter_mut()
+        .zip(rows)
+        .zip(decoded.chunks_exact(mean.len()))
+    {
+        let errors = decoded.iter().zip(target).zip(mean);
+        let sum: f64 = errors.map(|((d, t), m)| f64::from(d - t) * m).sum();
+        *bias = (f64::from(*bias) - sum) as f32;
+    }
+}
+
+fn describe(quant: &ActivationQuant) -> String {
+    let bits = quant.bits.bits();
+    match quant.scale.len() {
+        1 => format!("output {bits} bits, scale {:.3e}", quant.scale[0]),
+        n => {
+            let low = quant.scale.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = quant.scale.iter().copied().fold(0.0, f32::max);
+            format!("output {bits} bits, {n} scales, {low:.3e} to {high:.3e}")
+        }
+    }
+}
+
+fn describe_softmax(name: &str, quant: &SoftmaxQuant, error: f64) -> String {
+    let bits = quant.bits.bits();
+    let error = error.sqrt();
+    format!("softmax {name} {bits} bits, relative error of the product with v {error:.4}")
+}

@@ -1,0 +1,21 @@
+//! The quantizers: how one tensor becomes integer codes.
+//!
+//! | file | for | levels at `b` bits |
+//! |---|---|---|
+//! | [`uniform`] | activations | `2^b`, evenly spaced |
+//! | [`weight`] | weights, per output channel | `2^b`, evenly spaced |
+//! | [`log2`], [`sulq`], [`truncated_uniform_log2`], [`row_maximum`] | post-softmax attention, behind [`SoftmaxQuantizer`] | `2^b`, denser near zero |
+//!
+//! Each ends in plain data of `tpvit-models`; which one to use, and on what
+//! statistics, is decided in [`crate::calibration`].
+
+pub mod log2;
+pub mod row_maximum;
+pub mod softmax;
+pub mod sulq;
+pub mod truncated_uniform_log2;
+pub mod uniform;
+pub mod weight;
+
+pub use softmax::{AttentionSamples, SoftmaxQuantizer};
+pub use uniform::{Affine, Distribution, RangeFit, ZeroPoint};

@@ -1,0 +1,269 @@
+//! What the quantizers of post-softmax attention share.
+//!
+//! All of them end as a [`SoftmaxQuant`]: with `t = -log2(p)` in octaves
+//! (relative to the row's largest `p` for [`SoftmaxKind::RowMax`]),
+//!
+//! ```text
+//! code = #{ c : t > thresholds[c] }
+//! p   ~= scale * multipliers[code]           (static)
+//! p   ~= multipliers[code] / row sum of them (renormalised)
+//! ```
+//!
+//! and never have more than `2^bits` levels. They differ in where thresholds
+//! and multipliers lie. Those with parameters search them for the least error
+//! of the product with the values, `|(P - P^) V|^2`, the criterion of AdaLog
+//! (arXiv:2407.12951), which is also how [`AttentionSamples`] judges them.
+
+use rayon::prelude::*;
+use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+
+/// Probabilities below this count as this: `t` stays finite.
+const SMALLEST: f32 = f32::MIN_POSITIVE;
+
+/// A quantizer of post-softmax attention.
+pub trait SoftmaxQuantizer: Sync {
+    /// Which one, as stored in the file.
+    fn method(&self) -> SoftmaxMethod;
+
+    /// What people call it.
+    fn name(&self) -> &'static str;
+
+    /// Fits it to what was sampled of one attention operation, all heads
+    /// together.
+    ///
+    /// # Panics
+    /// If `samples` is empty and the quantizer has parameters to fit.
+    fn fit(&self, bits: BitWidth, samples: &AttentionSamples) -> SoftmaxQuant;
+}
+
+/// Rows of probabilities of one head in one picture, with the values they weigh.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionGroup {
+    /// `[rows, tokens]`, each row of sum 1.
+    probabilities: Vec<f32>,
+    /// `-log2` of the probabilities.
+    octaves: Vec<f32>,
+    /// `[tokens, head_dim]`.
+    values: Vec<f32>,
+}
+
+/// A bounded sample of what one attention operation computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSamples {
+    tokens: usize,
+    head_dim: usize,
+    groups: Vec<AttentionGroup>,
+}
+
+impl AttentionSamples {
+    /// No sample yet, of attention over `tokens` with heads of `head_dim` channels.
+    pub fn new(tokens: usize, head_dim: usize) -> Self {
+        AttentionSamples {
+            tokens,
+            head_dim,
+            groups: Vec::new(),
+        }
+    }
+
+    /// Adds `probabilities`, `[rows, tokens]` for any number of rows, of one
+    /// head, with its `values`, `[tokens, head_dim]`.
+    ///
+    /// # Panics
+    /// If a length is wrong.
+    pub fn push(&mut self, probabilities: Vec<f32>, values: Vec<f32>) {
+        assert!(probabilities.len().is_multiple_of(self.tokens));
+        assert_eq!(values.len(), self.tokens * self.head_dim);
+        self.groups.push(AttentionGroup {
+            octaves: probabilities.iter().map(|&p| octaves(p)).collect(),
+            probabilities,
+            values,
+        });
+    }
+
+    /// Appends another sample of the same operation.
+    pub fn append(&mut self, mut other: AttentionSamples) {
+        assert_eq!([self.tokens, self.head_dim], [other.tokens, other.head_dim]);
+        self.groups.append(&mut other.groups);
+    }
+
+    /// Columns of a row of probabilities.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Number of (head, picture) pairs sampled.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// All sampled probabilities in ascending order.
+    pub fn sorted_probabilities(&self) -> Vec<f32> {
+        let all = self.groups.iter().flat_map(|g| &g.probabilities);
+        let mut all: Vec<f32> = all.copied().collect();
+        all.sort_unstable_by(f32::total_cmp);
+        all
+    }
+
+    /// `|(P - P^) V|^2 / |P V|^2` over the sample.
+    pub fn relative_error(&self, quant: &SoftmaxQuant) -> f64 {
+        let signal: f64 = self
+            .groups
+            .iter()
+            .flat_map(|g| self.rows(g).map(|(_, p)| self.product(p, &g.values)))
+            .sum();
+        self.squared_error(quant) / signal.max(f64::MIN_POSITIVE)
+    }
+
+    /// `|(P - P^) V|^2` over the sample.
+    pub fn squared_error(&self, quant: &SoftmaxQuant) -> f64 {
+        let mut shifted = vec![0.0; self.tokens];
+        let mut error = vec![0.0; self.tokens];
+        let mut sum = 0.0;
+        for group in &self.groups {
+            for (t, p) in self.rows(group) {
+                let origin = row_origin(quant.kind, t);
+                for (s, &t) in shifted.iter_mut().zip(t) {
+                    *s = t - origin;
+                }
+                quantize_row(quant, &shifted, &mut error, None);
+                for (e, &p) in error.iter_mut().zip(p) {
+                    *e -= p;
+                }
+                sum += self.product(&error, &group.values);
+            }
+        }
+        sum
+    }
+
+    fn rows<'a>(
+        &self,
+        group: &'a AttentionGroup,
+    ) -> impl Iterator<Item = (&'a [f32], &'a [f32])> + use<'a> {
+        let octaves = group.octaves.chunks(self.tokens);
+        octaves.zip(group.probabilities.chunks(self.tokens))
+    }
+
+    /// `|row * values|^2`.
+    fn product(&self, row: &[f32], values: &[f32]) -> f64 {
+        let mut sum = vec![0.0f32; self.head_dim];
+        for (&weight, value) in row.iter().zip(values.chunks(self.head_dim)) {
+            for (s, &v) in sum.iter_mut().zip(value) {
+                *s += weight * v;
+            }
+        }
+        sum.iter().map(|&s| f64::from(s) * f64::from(s)).sum()
+    }
+}
+
+/// The `t` of a row's largest probability where codes are relative to it.
+fn row_origin(kind: SoftmaxKind, octaves: &[f32]) -> f32 {
+    match kind {
+        SoftmaxKind::RowMax => octaves.iter().copied().fold(f32::INFINITY, f32::min),
+        SoftmaxKind::Static { .. } => 0.0,
+    }
+}
+
+/// `-log2(p)`, finite for every probability.
+pub fn octaves(p: f32) -> f32 {
+    -p.max(SMALLEST).log2()
+}
+
+/// The code of a probability `octaves` below 1, or below the row's largest:
+/// the number of thresholds it exceeds.
+pub fn encode(quant: &SoftmaxQuant, octaves: f32) -> u8 {
+    quant.thresholds.partition_point(|&limit| octaves > limit) as u8
+}
+
+/// What `code` stands for before renormalisation: a probability, or for
+/// row-maximum codes a fraction of the row's largest.
+pub fn decode(quant: &SoftmaxQuant, code: u8) -> f32 {
+    let multiplier = f32::from(quant.multipliers[usize::from(code)]);
+    match quant.kind {
+        SoftmaxKind::RowMax => multiplier / f32::from(quant.multipliers[0]),
+        SoftmaxKind::Static { scale } => scale * multiplier,
+    }
+}
+
+/// Quantizes a row as the integer runtime does: `octaves` to `probabilities`,
+/// and to `codes` where wanted.
+///
+/// A renormalised row whose multipliers sum to 0 or less becomes zeros.
+///
+/// # Panics
+/// If lengths differ.
+pub fn quantize_row(
+    quant: &SoftmaxQuant,
+    octaves: &[f32],
+    probabilities: &mut [f32],
+    mut codes: Option<&mut [u8]>,
+) {
+    assert_eq!(
+        octaves.len(),
+        probabilities.len(),
+        "one result for each value"
+    );
+    let mut sum = 0i32;
+    for (i, (&t, p)) in octaves.iter().zip(probabilities.iter_mut()).enumerate() {
+        let code = encode(quant, t);
+        let multiplier = quant.multipliers[usize::from(code)];
+        sum += i32::from(multiplier);
+        *p = f32::from(multiplier);
+        if let Some(codes) = codes.as_deref_mut() {
+            codes[i] = code;
+        }
+    }
+    let factor = match quant.kind {
+        _ if quant.renormalise && sum > 0 => 1.0 / sum as f32,
+        _ if quant.renormalise => 0.0,
+        SoftmaxKind::Static { scale } => scale,
+        SoftmaxKind::RowMax => 1.0 / f32::from(quant.multipliers[0]),
+    };
+    for p in probabilities {
+        *p *= factor;
+    }
+}
+
+/// The multiplier of probability `2^-T_lo` in a static quantizer: the largest
+/// power of two up to `2^14` for which no sum over `tokens` products with
+/// 8-bit values overflows an i32.
+///
+/// ```text
+/// tokens * height * 255 < 2^31
+/// ```
+pub fn height(tokens: usize) -> i16 {
+    let fits = |bits: u32| ((tokens as u64 * 255) << bits) < (1 << 31);
+    let bits = (0..=14).rev().find(|&bits| fits(bits)).unwrap_or(0);
+    1 << bits
+}
+
+/// The candidate whose quantizer, made by `build`, has the least A·V error;
+/// the first of equals.
+///
+/// # Panics
+/// If there is no candidate or no sample.
+pub fn best<T: Copy + Send + Sync>(
+    samples: &AttentionSamples,
+    candidates: &[T],
+    build: impl Fn(T) -> SoftmaxQuant + Sync,
+) -> T {
+    assert!(
+        samples.groups() > 0,
+        "nothing was sampled to fit a softmax quantizer to"
+    );
+    let judge = |&candidate: &T| (samples.squared_error(&build(candidate)), candidate);
+    let judged: Vec<(f64, T)> = candidates.par_iter().map(judge).collect();
+    let least = judged
+        .into_iter()
+        .reduce(|best, next| if next.0 < best.0 { next } else { best });
+    least.expect("at least one candidate").1
+}
+
+/// Turns levels of probability into thresholds in octaves: [`f32::INFINITY`]
+/// for a level of 0 or less, which no probability is below.
+pub fn threshold(probability: f64) -> f32 {
+    if probability > 0.0 {
+        -probability.log2() as f32
+    } else {
+        f32::INFINITY
+    }
+}
