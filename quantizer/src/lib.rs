@@ -4,7 +4,7 @@
 //! model.onnx ─ import ─▶ Program + Weights ─ observe ─▶ plan ─ pack ─▶ .tpv
 //! ```
 //!
-//! The `tpvit` command wraps it.
+//! [`pipeline`] shows the whole way; the `tpvit` command wraps it.
 //!
 //! # Features
 //! - `onnx` (default): reading ONNX files, and checking the import against a
@@ -18,6 +18,7 @@ pub mod import;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 pub mod pictures;
+pub mod pipeline;
 pub mod preprocessing;
 pub mod quantizers;
 pub mod reference;

@@ -1,3 +1,17 @@
-//! The `tpvit` command.
+//! The `tpvit` command: see `tpvit --help`.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tpvit: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -97,7 +97,7 @@ pub fn verify(path: impl AsRef<Path>, imported: &Imported) -> Result<GuardReport
     }
 }
 
-fn failed(path: &Path, detail: String) -> ImportError {
+pub(super) fn failed(path: &Path, detail: String) -> ImportError {
     ImportError::Reference {
         path: path.to_owned(),
         detail,
@@ -289,7 +289,7 @@ impl Original {
 }
 
 /// Runs tract; a panic in it is an error like any other.
-fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(format!("{error:#}")),

@@ -19,6 +19,7 @@ mod build;
 mod error;
 mod fold;
 mod guard;
+mod peer;
 mod reduce;
 mod trace;
 mod view;
@@ -26,6 +27,7 @@ mod vit;
 
 pub use error::ImportError;
 pub use guard::{GuardReport, verify};
+pub use peer::TractModel;
 
 use crate::onnx::Graph;
 use crate::weights::Weights;

@@ -1,0 +1,306 @@
+//! `tpvit bench`.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+use tpvit_models::BufferId;
+use tpvit_runtime::{Observer, Session, View};
+
+use super::measure::{Latencies, peak_rss_bytes};
+use super::model_file::{Kind, TpvFile, kind};
+use super::output::{Table, bytes, print, print_json};
+use super::{RuntimeArgs, parse_threads};
+
+/// Arguments of `tpvit bench`.
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// The model: .tpv, or .onnx to time tract's f32 run of it (one thread)
+    model: PathBuf,
+    /// Threads of one run
+    #[arg(long, default_value = "1", value_parser = parse_threads, value_name = "N")]
+    threads: usize,
+    /// Timed runs
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    runs: usize,
+    /// Runs before timing starts
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    warmup: usize,
+    /// Also time tract's f32 run of this ONNX model, in turn with ours
+    #[arg(long, value_name = "MODEL.onnx")]
+    against: Option<PathBuf>,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+    /// Print JSON: median_ms, min_ms, p90_ms, threads, isa, arena_bytes, peak_rss_bytes, macs
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn execute(args: &BenchArgs) -> Result<()> {
+    anyhow::ensure!(args.runs > 0, "--runs must be at least 1");
+    match kind(&args.model)? {
+        Kind::Tpv => bench_tpv(args),
+        Kind::Onnx => bench_peer(args),
+    }
+}
+
+fn bench_tpv(args: &BenchArgs) -> Result<()> {
+    let start = Instant::now();
+    let mut session = {
+        let file = TpvFile::open(&args.model)?;
+        Session::new(&file.model()?, &args.runtime.options(args.threads))?
+    };
+    let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    let pixels = noise(&session);
+    let peer = args.against.as_deref().map(Peer::load).transpose()?;
+    for _ in 0..args.warmup {
+        session.run(&pixels)?;
+        peer.as_ref().map(Peer::run).transpose()?;
+    }
+    let (mut ours, mut theirs) = (Latencies::default(), Latencies::default());
+    for _ in 0..args.runs {
+        ours.time(|| session.run(&pixels).map(drop))?;
+        if let Some(peer) = &peer {
+            theirs.time(|| peer.run())?;
+        }
+    }
+    let profile = Profile::of(&mut session, &pixels, args.runs.min(20))?;
+    let report = Report {
+        args,
+        session: &session,
+        load_ms,
+        ours,
+        theirs,
+        profile,
+    };
+    match args.json {
+        true => print_json(&report.json()),
+        false => print(&report.text()),
+    }
+}
+
+/// Pixels that depend on nothing but the model's size.
+fn noise(session: &Session) -> Vec<u8> {
+    let [height, width] = session.program().image;
+    let mut state = 1_u32;
+    (0..height * width * 3)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect()
+}
+
+/// Where the time goes: the median of each operation.
+struct Profile {
+    /// Kind, number of operations, milliseconds, multiply-accumulates.
+    kinds: Vec<(&'static str, usize, f64, u64)>,
+}
+
+struct Clock {
+    last: Instant,
+    ops: Vec<Latencies>,
+}
+
+impl Observer for Clock {
+    fn after(&mut self, op: usize, _: BufferId, _: Range<usize>, _: View<'_>) {
+        let now = Instant::now();
+        self.ops[op].push(now - self.last);
+        self.last = now;
+    }
+}
+
+impl Profile {
+    fn of(session: &mut Session, pixels: &[u8], runs: usize) -> Result<Profile> {
+        let program = session.program().clone();
+        let ops = program.ops.iter().map(|_| Latencies::default()).collect();
+        let mut clock = Clock {
+            last: Instant::now(),
+            ops,
+        };
+        for _ in 0..runs {
+            clock.last = Instant::now();
+            session.run_observed(pixels, &mut clock)?;
+        }
+        let mut kinds: Vec<(&'static str, usize, f64, u64)> = Vec::new();
+        for (op, latencies) in program.ops.iter().zip(&clock.ops) {
+            let at = kinds
+                .iter()
+                .position(|k| k.0 == op.kind())
+                .unwrap_or_else(|| {
+                    kinds.push((op.kind(), 0, 0.0, 0));
+                    kinds.len() - 1
+                });
+            kinds[at].1 += 1;
+            kinds[at].2 += latencies.median();
+            kinds[at].3 += program.op_macs(op);
+        }
+        kinds.sort_by(|a, b| b.2.total_cmp(&a.2));
+        Ok(Profile { kinds })
+    }
+}
+
+struct Report<'a> {
+    args: &'a BenchArgs,
+    session: &'a Session,
+    load_ms: f64,
+    ours: Latencies,
+    theirs: Latencies,
+    profile: Profile,
+}
+
+impl Report<'_> {
+    fn gmacs_per_second(&self) -> f64 {
+        self.session.program().macs() as f64 / (self.ours.median() * 1e6)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let plan = self.session.memory_plan();
+        let mut value = json!({
+            "model": self.args.model.display().to_string(),
+            "median_ms": self.ours.median(),
+            "min_ms": self.ours.min(),
+            "p90_ms": self.ours.quantile(0.9),
+            "runs": self.ours.len(),
+            "threads": self.session.threads(),
+            "isa": self.session.isa().name(),
+            "load_ms": self.load_ms,
+            "arena_bytes": plan.arena_bytes(),
+            "weight_bytes": plan.weight_bytes,
+            "constant_bytes": plan.constant_bytes,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "macs": self.session.program().macs(),
+            "gmacs_per_second": self.gmacs_per_second(),
+            "profile": self.profile.kinds.iter().map(|&(kind, count, ms, macs)| json!({
+                "kind": kind, "count": count, "ms": ms, "macs": macs,
+            })).collect::<Vec<_>>(),
+        });
+        if self.theirs.len() > 0 {
+            value["peer"] = json!({
+                "name": "tract f32",
+                "median_ms": self.theirs.median(),
+                "min_ms": self.theirs.min(),
+                "p90_ms": self.theirs.quantile(0.9),
+                "ratio_of_medians": self.theirs.median() / self.ours.median(),
+            });
+        }
+        value
+    }
+
+    fn text(&self) -> String {
+        let plan = self.session.memory_plan();
+        let mut text = format!(
+            "{}: {} thread(s), {}\n\
+             latency     median {:.2} ms, min {:.2}, p90 {:.2} ({} runs)\n\
+             rate        {:.1} GMAC/s of {:.0} MMAC\n\
+             load        {:.1} ms\n\
+             memory      arena {}, weights {}, constants {}; process peak {}\n",
+            self.args.model.display(),
+            self.session.threads(),
+            self.session.isa().name(),
+            self.ours.median(),
+            self.ours.min(),
+            self.ours.quantile(0.9),
+            self.ours.len(),
+            self.gmacs_per_second(),
+            self.session.program().macs() as f64 / 1e6,
+            self.load_ms,
+            bytes(plan.arena_bytes()),
+            bytes(plan.weight_bytes),
+            bytes(plan.constant_bytes),
+            bytes(peak_rss_bytes()),
+        );
+        if self.theirs.len() > 0 {
+            text.push_str(&format!(
+                "tract f32   median {:.2} ms, min {:.2}, p90 {:.2}: {:.2} times ours\n",
+                self.theirs.median(),
+                self.theirs.min(),
+                self.theirs.quantile(0.9),
+                self.theirs.median() / self.ours.median(),
+            ));
+        }
+        text.push('\n');
+        let total: f64 = self.profile.kinds.iter().map(|k| k.2).sum();
+        let mut table = Table::new(["operation", "count", "ms", "share", "GMAC/s"]);
+        for &(kind, count, ms, macs) in &self.profile.kinds {
+            let rate = match macs {
+                0 => String::from("-"),
+                macs => format!("{:.1}", macs as f64 / (ms * 1e6)),
+            };
+            table.row([
+                kind.into(),
+                count.to_string(),
+                format!("{ms:.3}"),
+                format!("{:.0} %", 100.0 * ms / total),
+                rate,
+            ]);
+        }
+        text + &table.render()
+    }
+}
+
+/// tract's f32 run of an ONNX model, on one thread.
+#[cfg(feature = "onnx")]
+struct Peer(tpvit_quantizer::import::TractModel);
+
+#[cfg(feature = "onnx")]
+impl Peer {
+    fn load(path: &Path) -> Result<Peer> {
+        Ok(Peer(tpvit_quantizer::import::TractModel::load(path)?))
+    }
+
+    fn run(&self) -> Result<()> {
+        Ok(self.0.run()?)
+    }
+}
+
+#[cfg(not(feature = "onnx"))]
+struct Peer;
+
+#[cfg(not(feature = "onnx"))]
+impl Peer {
+    fn load(path: &Path) -> Result<Peer> {
+        anyhow::bail!("cannot time {}: this build reads no ONNX", path.display())
+    }
+
+    fn run(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Times the peer alone, so that its memory is its own.
+fn bench_peer(args: &BenchArgs) -> Result<()> {
+    anyhow::ensure!(args.threads == 1, "an ONNX model is timed on one thread");
+    let peer = Peer::load(&args.model)?;
+    for _ in 0..args.warmup {
+        peer.run()?;
+    }
+    let mut latencies = Latencies::default();
+    for _ in 0..args.runs {
+        latencies.time(|| peer.run())?;
+    }
+    if args.json {
+        return print_json(&json!({
+            "model": args.model.display().to_string(),
+            "runtime": "tract f32",
+            "median_ms": latencies.median(),
+            "min_ms": latencies.min(),
+            "p90_ms": latencies.quantile(0.9),
+            "threads": 1,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }));
+    }
+    print(&format!(
+        "{}: tract f32, 1 thread\nlatency     median {:.2} ms, min {:.2}, p90 {:.2} ({} runs)\n\
+         memory      process peak {}\n",
+        args.model.display(),
+        latencies.median(),
+        latencies.min(),
+        latencies.quantile(0.9),
+        latencies.len(),
+        bytes(peak_rss_bytes()),
+    ))
+}

@@ -1,0 +1,192 @@
+//! How results reach people, files and machines.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Writes `bytes` to `path` whole or not at all: beside it first, then renamed.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = beside(path)?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    file.persist(path)
+        .map_err(|e| e.error)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}
+
+/// Finds out now whether `path` can be written later, before hours of work.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    beside(path).map(drop)
+}
+
+/// A file in the folder of `path` that vanishes unless it is renamed.
+fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
+    anyhow::ensure!(
+        !path.is_dir(),
+        "cannot write {}: it is a folder",
+        path.display()
+    );
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    tempfile::Builder::new()
+        .prefix(".tpvit-")
+        .suffix(".partial")
+        .permissions_as_new_file()
+        .tempfile_in(folder)
+        .with_context(|| format!("cannot write in folder {}", folder.display()))
+}
+
+/// Temporary files are private by default; an output is an ordinary file.
+trait PermissionsAsNewFile {
+    fn permissions_as_new_file(&mut self) -> &mut Self;
+}
+
+impl PermissionsAsNewFile for tempfile::Builder<'_, '_> {
+    #[cfg(unix)]
+    fn permissions_as_new_file(&mut self) -> &mut Self {
+        use std::os::unix::fs::PermissionsExt;
+        // The umask takes away from this what it takes from any new file.
+        self.permissions(std::fs::Permissions::from_mode(0o666))
+    }
+
+    #[cfg(not(unix))]
+    fn permissions_as_new_file(&mut self) -> &mut Self {
+        self
+    }
+}
+
+/// A bar on standard error, or nothing where that is not a terminal.
+pub(crate) fn progress(len: usize, what: &'static str) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(len as u64), target).with_message(what);
+    let style = ProgressStyle::with_template("{msg:>12} [{bar:32}] {pos}/{len}  {eta} left");
+    bar.set_style(style.expect("the template is a constant"));
+    bar
+}
+
+/// `12.3 MB`; decimal units, as disks and networks count.
+pub(crate) fn bytes(n: usize) -> String {
+    match n as f64 {
+        n if n < 1e3 => format!("{n} B"),
+        n if n < 1e6 => format!("{:.1} kB", n / 1e3),
+        n => format!("{:.1} MB", n / 1e6),
+    }
+}
+
+/// `3.2 s` or `4 min 10 s`.
+pub(crate) fn duration(d: Duration) -> String {
+    match d.as_secs() {
+        s if s < 60 => format!("{:.1} s", d.as_secs_f64()),
+        s => format!("{} min {} s", s / 60, s % 60),
+    }
+}
+
+/// Text columns under headings; numbers to the right.
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Table {
+        Table {
+            rows: vec![headings.map(String::from).to_vec()],
+        }
+    }
+
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.to_vec());
+    }
+
+    /// One line per row, columns two spaces apart.
+    pub(crate) fn render(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let cell = |row: &[String], c: usize| row.get(c).cloned().unwrap_or_default();
+        let width: Vec<usize> = (0..columns)
+            .map(|c| {
+                self.rows
+                    .iter()
+                    .map(|r| cell(r, c).chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        let numeric: Vec<bool> = (0..columns)
+            .map(|c| {
+                let starts_with_digit = |s: &str| s.starts_with(|c: char| c.is_ascii_digit());
+                self.rows
+                    .iter()
+                    .skip(1)
+                    .all(|r| starts_with_digit(&cell(r, c)))
+            })
+            .collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for c in 0..columns {
+                let (w, s) = (width[c], cell(row, c));
+                let gap = if c == 0 { "" } else { "  " };
+                // Writing to a String cannot fail.
+                let _ = match numeric[c] {
+                    true => write!(line, "{gap}{s:>w$}"),
+                    false => write!(line, "{gap}{s:<w$}"),
+                };
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Prints to standard output; a reader that has gone away is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        done => done.context("cannot write to standard output"),
+    }
+}
+
+/// Prints a JSON value and a line end.
+pub(crate) fn print_json(value: &serde_json::Value) -> Result<()> {
+    print(&format!("{value:#}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_aligns_numbers_right() {
+        let mut table = Table::new(["layer", "error"]);
+        table.row(["head".into(), "0.5".into()]);
+        table.row(["blocks.0.attn".into(), "10.25".into()]);
+        assert_eq!(
+            table.render(),
+            "layer          error\nhead             0.5\nblocks.0.attn  10.25\n"
+        );
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let target = folder.path().join("folder-in-the-way");
+        std::fs::create_dir(&target).expect("a folder");
+        assert!(write_whole(&target, b"x").is_err());
+        let left: Vec<_> = std::fs::read_dir(folder.path())
+            .expect("readable")
+            .collect();
+        assert_eq!(left.len(), 1, "only the folder itself: {left:?}");
+    }
+}
