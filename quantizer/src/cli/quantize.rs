@@ -42,6 +42,9 @@ pub(crate) struct QuantizeArgs {
     labels: Option<PathBuf>,
     #[command(flatten)]
     preprocess: PreprocessArgs,
+    /// Rows of the table of errors; --json has them all
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    layers: usize,
     /// Do not compare the import with a run of the original graph
     #[arg(long)]
     no_verify: bool,
@@ -324,7 +327,7 @@ impl Summary<'_> {
     fn text(&self) -> Result<String> {
         let program = &self.imported.program;
         let mut table = Table::new(["output of", "error", "own rounding", "weight bits"]);
-        for layer in &self.made.layers {
+        for layer in self.made.layers.iter().take(self.args.layers) {
             let bits = program.ops[layer.op].weight().map(|id| {
                 debug_assert_eq!(program.tensors[id.index()].role, TensorRole::Weight);
                 self.made.plan.weights[id.index()]
