@@ -53,43 +53,50 @@ fn normalised(x: &[f32; 16], mean: f32, r: f32, gamma: &[f32; 16], beta: &[f32; 
     y
 }
 
-/// `out[m, d] = layer_norm(x[m, d])`.
+/// Calls `store(block, y)` with sixteen normalised values of each block of each row.
 #[inline(always)]
-pub(crate) fn layer_norm(call: &NormCall, out: &mut [f32]) {
+fn normalise_rows<T>(call: &NormCall, out: &mut [T], store: impl Fn(&mut [T], usize, &[f32; 16])) {
     if call.d == 0 {
         return;
     }
+    let (gamma, _) = call.gamma.as_chunks::<16>();
+    let (beta, _) = call.beta.as_chunks::<16>();
+    let whole = gamma.len();
+    let rest = 16 * whole;
     for (x, out) in call
         .x
         .chunks_exact(call.d)
         .zip(out.chunks_exact_mut(call.d))
     {
         let (mean, r) = statistics(x, call.eps);
-        for (start, out) in (0..).step_by(16).zip(out.chunks_mut(16)) {
-            let (gamma, beta) = (sixteen(call.gamma, start), sixteen(call.beta, start));
-            copy(out, &normalised(&sixteen(x, start), mean, r, &gamma, &beta));
+        let (blocks, _) = x.as_chunks::<16>();
+        for b in 0..whole {
+            let y = normalised(&blocks[b], mean, r, &gamma[b], &beta[b]);
+            store(&mut out[16 * b..16 * b + 16], 16 * b, &y);
+        }
+        if rest < call.d {
+            let (gamma, beta) = (sixteen(call.gamma, rest), sixteen(call.beta, rest));
+            store(
+                &mut out[rest..],
+                rest,
+                &normalised(&sixteen(x, rest), mean, r, &gamma, &beta),
+            );
         }
     }
+}
+
+/// `out[m, d] = layer_norm(x[m, d])`.
+#[inline(always)]
+pub(crate) fn layer_norm(call: &NormCall, out: &mut [f32]) {
+    normalise_rows(call, out, |out, _, y| copy(out, y));
 }
 
 /// `out[m, d] = code(layer_norm(x[m, d]))`.
 #[inline(always)]
 pub(crate) fn layer_norm_codes(call: &NormCall, quant: &ActQuant, out: &mut [u8]) {
-    if call.d == 0 {
-        return;
-    }
-    for (x, out) in call
-        .x
-        .chunks_exact(call.d)
-        .zip(out.chunks_exact_mut(call.d))
-    {
-        let (mean, r) = statistics(x, call.eps);
-        for (start, out) in (0..).step_by(16).zip(out.chunks_mut(16)) {
-            let (gamma, beta) = (sixteen(call.gamma, start), sixteen(call.beta, start));
-            let y = normalised(&sixteen(x, start), mean, r, &gamma, &beta);
-            copy(out, &Quant16::new(quant, start).codes(&y));
-        }
-    }
+    normalise_rows(call, out, |out, start, y| {
+        copy(out, &Quant16::new(quant, start).codes(y))
+    });
 }
 
 /// `out[m, d] = code(x[m, d])`.
