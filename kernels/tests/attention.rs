@@ -341,31 +341,34 @@ fn every_shape_around_a_tile() {
     }
 }
 
-/// The largest sums an i32 must hold: one sign everywhere.
+/// The largest sums an i32 must hold, and the largest a kernel may hold in 16
+/// bits meanwhile: one multiplier and one value everywhere.
 #[test]
 fn the_largest_sums_do_not_overflow() {
     let mut rng = Rng(3);
-    let codebook = Codebook {
-        bits: BitWidth::B2,
-        thresholds: vec![i32::MAX; 3],
-        multipliers: vec![16384, 1, 1, 0],
-    };
-    let shape = HeadShape {
-        tokens: 513,
-        head_dim: 16,
-        act_max: 255,
-    };
-    let mut case = Case::new(&mut rng, 2, shape, false);
-    for code in [0, 255] {
-        case.qkv.fill(code);
-        case.check(&codebook.softmax(SoftmaxKind::RowMax, true));
-        case.check(&codebook.softmax(
-            SoftmaxKind::Static {
-                alpha: 0.01,
-                scale: 1e-6,
-            },
-            false,
-        ));
+    for act_max in [255, 127, 63, 15, 7, 3] {
+        let shape = HeadShape {
+            tokens: 513,
+            head_dim: 17,
+            act_max,
+        };
+        let mut case = Case::new(&mut rng, 7, shape, false);
+        for multiplier in [127, 255, 16_383, 16_384, -16_384] {
+            let codebook = Codebook {
+                bits: BitWidth::B2,
+                thresholds: vec![i32::MAX; 3],
+                multipliers: vec![multiplier; 4],
+            };
+            for code in [0, act_max] {
+                case.qkv.fill(code);
+                case.check(&codebook.softmax(SoftmaxKind::RowMax, true));
+                let kind = SoftmaxKind::Static {
+                    alpha: 0.01,
+                    scale: 1e-6,
+                };
+                case.check(&codebook.softmax(kind, false));
+            }
+        }
     }
 }
 

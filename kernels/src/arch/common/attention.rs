@@ -66,12 +66,17 @@ struct Parts {
 }
 
 impl HeadLayout {
+    /// Bytes of a key code.
+    const fn key_bytes(&self) -> usize {
+        if self.wide_keys { 2 } else { 1 }
+    }
+
     fn parts(&self, shape: &HeadShape) -> Parts {
         // Panels of s8 as for 8-bit weights.
         let panels = |layout: &Layout, n: usize, k: usize| {
             n.div_ceil(layout.nr) * layout.unpacked_len(k, BitWidth::B8)
         };
-        let key_bytes = if self.wide_keys { 2 } else { 1 };
+        let key_bytes = self.key_bytes();
         let row_len = shape.head_dim.next_multiple_of(16);
         let score_len = shape.tokens.next_multiple_of(self.keys.nr);
         let values = key_bytes * panels(&self.keys, shape.tokens, shape.head_dim);
@@ -109,7 +114,8 @@ impl HeadLayout {
             + cut_len::<i32>(parts.row_len)
     }
 
-    /// Packs the keys and values of a head.
+    /// Packs the keys and values of a head. Inlined, for the layout is a constant there.
+    #[inline(always)]
     pub(crate) fn pack(&self, shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
         let parts = self.parts(shape);
         let HeadShape {
@@ -127,35 +133,42 @@ impl HeadLayout {
         let key_panel = self.keys.unpacked_len(head_dim, BitWidth::B8);
         let value_panel = self.values.unpacked_len(tokens, BitWidth::B8);
         let (column_sums, _) = column_sums.as_chunks_mut::<4>();
+        let key_bytes = self.key_bytes();
         for token in 0..tokens {
             let row = &keys_values.rows[token * keys_values.row_stride..][..keys_values.row_stride];
             let k = &row[keys_values.k_col..][..head_dim];
             let v = &row[keys_values.v_col..][..head_dim];
 
-            let panel = token / self.keys.nr * key_panel;
+            let panel = &mut keys[key_bytes * (token / self.keys.nr * key_panel)..];
             let mut sum = 0;
-            for (d, &code) in k.iter().enumerate() {
-                let key = i16::from(code) - i16::from(center);
-                let at = panel + self.keys.position(token % self.keys.nr, d, key_groups);
-                sum += i32::from(key);
-                if self.wide_keys {
-                    keys[2 * at..][..2].copy_from_slice(&key.to_le_bytes());
-                } else {
-                    keys[at] = key as u8;
+            // A group's codes lie side by side; the next group follows `sub * kr` later.
+            let first = self.keys.position(token % self.keys.nr, 0, key_groups);
+            let step = self.keys.sub * self.keys.kr;
+            for (g, group) in k.chunks(self.keys.kr).enumerate() {
+                let at = key_bytes * (first + g * step);
+                for (slot, &code) in panel[at..].chunks_exact_mut(key_bytes).zip(group) {
+                    let key = i16::from(code) - i16::from(center);
+                    sum += i32::from(key);
+                    slot.copy_from_slice(&key.to_le_bytes()[..key_bytes]);
                 }
             }
             key_sums[4 * token..][..4].copy_from_slice(&sum.to_le_bytes());
 
-            for (d, &code) in v.iter().enumerate() {
-                let value = code.wrapping_sub(center);
-                let panel = d / self.values.nr * value_panel;
-                values[panel
-                    + self
-                        .values
-                        .position(d % self.values.nr, token, value_groups)] = value;
-                rows[token * parts.row_len + d] = value;
-                let sum = i32::from_le_bytes(column_sums[d]) + i32::from(value as i8);
-                column_sums[d] = sum.to_le_bytes();
+            let row = &mut rows[token * parts.row_len..][..head_dim];
+            for ((value, &code), sum) in row.iter_mut().zip(v).zip(&mut *column_sums) {
+                *value = code.wrapping_sub(center);
+                *sum = (i32::from_le_bytes(*sum) + i32::from(*value as i8)).to_le_bytes();
+            }
+            // The columns of a strip are `kr` apart.
+            for (strip, columns) in row.chunks(self.values.sub).enumerate() {
+                let d = strip * self.values.sub;
+                let panel = &mut values[d / self.values.nr * value_panel..];
+                let at = self
+                    .values
+                    .position(d % self.values.nr, token, value_groups);
+                for (slot, &value) in panel[at..].iter_mut().step_by(self.values.kr).zip(columns) {
+                    *slot = value;
+                }
             }
         }
     }
@@ -200,50 +213,71 @@ impl Planes {
     }
 }
 
+/// A row of scores: whole blocks of sixteen, its maximum and its offset.
+struct Row<'a> {
+    scores: &'a [i32],
+    max: i32,
+    offset: i32,
+}
+
 /// How the codes of a call are found.
 enum Coder<'a> {
+    /// Not at all: comparisons give table entries.
     Steps,
     Cells(&'a Cells),
     Search,
 }
 
-/// `out[j] = table[code of scores[j]]`; `scores` and `out` are whole blocks.
-#[inline(always)]
-fn lookup(
-    coder: &Coder,
-    softmax: &SoftmaxCodes,
-    max: i32,
-    offset: i32,
-    scores: &[i32],
-    table: &Table,
-    out: &mut [u8],
-) {
-    match coder {
-        Coder::Steps => {
-            let thresholds = softmax.thresholds;
-            if let Ok(thresholds) = <&[i32; 3]>::try_from(thresholds) {
-                softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
-            } else if let Ok(thresholds) = <&[i32; 7]>::try_from(thresholds) {
-                softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
-            } else if let Ok(thresholds) = <&[i32; 15]>::try_from(thresholds) {
-                softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
+impl Coder<'_> {
+    /// Finds the codes of a row, where codes are found.
+    #[inline(always)]
+    fn begin(&self, softmax: &SoftmaxCodes, row: &Row, codes: &mut [u8]) {
+        match self {
+            Coder::Steps => {}
+            Coder::Cells(cells) => {
+                softmax::codes_by_cells(cells, row.max, row.offset, row.scores, codes)
+            }
+            Coder::Search => {
+                softmax::codes_by_search(softmax, row.max, row.offset, row.scores, codes)
             }
         }
-        Coder::Cells(cells) => {
-            softmax::codes_by_cells(cells, max, offset, scores, out);
-            decode(table, out);
-        }
-        Coder::Search => {
-            softmax::codes_by_search(softmax, max, offset, scores, out);
-            decode(table, out);
-        }
     }
-}
 
-#[inline(always)]
-fn decode(table: &Table, codes: &mut [u8]) {
-    for code in codes {
-        *code = table[usize::from(*code)];
+    /// `out[j] = table[code of scores[j]]`; the codes are `codes`, or `out` itself if `None`.
+    #[inline(always)]
+    fn finish(
+        &self,
+        softmax: &SoftmaxCodes,
+        row: &Row,
+        table: &Table,
+        codes: Option<&[u8]>,
+        out: &mut [u8],
+    ) {
+        match self {
+            Coder::Steps => {
+                let Row {
+                    scores,
+                    max,
+                    offset,
+                } = *row;
+                let thresholds = softmax.thresholds;
+                if let Ok(thresholds) = <&[i32; 3]>::try_from(thresholds) {
+                    softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
+                } else if let Ok(thresholds) = <&[i32; 7]>::try_from(thresholds) {
+                    softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
+                } else if let Ok(thresholds) = <&[i32; 15]>::try_from(thresholds) {
+                    softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
+                }
+            }
+            Coder::Cells(_) | Coder::Search => {
+                if let Some(codes) = codes {
+                    out.copy_from_slice(codes);
+                }
+                for code in out {
+                    *code = table[usize::from(*code)];
+                }
+            }
+        }
     }
 }
 
@@ -362,11 +396,34 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
                     let scores = &scores[..tokens.next_multiple_of(16)];
                     let max = softmax::row_max(&scores[..tokens]);
                     let offset = softmax::offset(softmax.kind, &scores[..tokens], max);
-                    for (p, digits) in planes.digits[..planes.count].iter().enumerate() {
-                        let row = &mut entries[(p * MR + r) * entry_len(tokens)..][..scores.len()];
-                        lookup(&coder, softmax, max, offset, scores, digits, row);
-                        let digit_sum: u32 =
-                            row[..tokens].iter().map(|&digit| u32::from(digit)).sum();
+                    let len = scores.len();
+                    let plane = MR * entry_len(tokens);
+                    let (first, others) = entries[r * entry_len(tokens)..].split_at_mut(len);
+                    let row = Row {
+                        scores,
+                        max,
+                        offset,
+                    };
+                    coder.begin(softmax, &row, first);
+                    for p in (0..planes.count).rev() {
+                        let digits = &planes.digits[p];
+                        if p > 0 {
+                            coder.finish(
+                                softmax,
+                                &row,
+                                digits,
+                                Some(first),
+                                &mut others[p * plane - len..][..len],
+                            );
+                        } else {
+                            coder.finish(softmax, &row, digits, None, first);
+                        }
+                        let done = if p > 0 {
+                            &others[p * plane - len..][..tokens]
+                        } else {
+                            &first[..tokens]
+                        };
+                        let digit_sum: u32 = done.iter().map(|&digit| u32::from(digit)).sum();
                         *sum =
                             sum.wrapping_add((digit_sum << (p as u32 * layout.plane_bits)) as i32);
                     }
@@ -419,7 +476,13 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
                     let max = softmax::row_max(&scores[..tokens]);
                     let offset = softmax::offset(softmax.kind, &scores[..tokens], max);
                     let row = &mut entries[..scores.len()];
-                    lookup(&coder, softmax, max, offset, scores, &exponents, row);
+                    let coded = Row {
+                        scores,
+                        max,
+                        offset,
+                    };
+                    coder.begin(softmax, &coded, row);
+                    coder.finish(softmax, &coded, &exponents, None, row);
                     let sum = shift_row(
                         &row[..tokens],
                         &packed[parts.rows..parts.key_sums],

@@ -17,8 +17,14 @@ pub(crate) fn sum16<T: Copy>(x: &[T], term: impl Fn(T) -> f32) -> f32 {
             lanes[i] += term(block[i]);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += term(x);
+    if let Some(&first) = rest.first() {
+        // Fixed indices keep the lanes in registers; a lane beyond the end stays as it is.
+        let mut last = [first; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        for i in 0..16 {
+            let sum = lanes[i] + term(last[i]);
+            lanes[i] = if i < rest.len() { sum } else { lanes[i] };
+        }
     }
     tree16(lanes)
 }
@@ -53,43 +59,69 @@ fn normalised(x: &[f32; 16], mean: f32, r: f32, gamma: &[f32; 16], beta: &[f32; 
     y
 }
 
-/// `out[m, d] = layer_norm(x[m, d])`.
+/// What becomes of normalised values. A trait, because closures are not always
+/// inlined and would then miss the ISA's instructions.
+trait Store<T> {
+    /// Stores the values of the columns from `start` on.
+    fn store(&self, out: &mut [T], start: usize, y: &[f32; 16]);
+}
+
+/// Stores them as they are.
+struct Plain;
+
+impl Store<f32> for Plain {
+    #[inline(always)]
+    fn store(&self, out: &mut [f32], _start: usize, y: &[f32; 16]) {
+        copy(out, y);
+    }
+}
+
+impl Store<u8> for &ActQuant<'_> {
+    #[inline(always)]
+    fn store(&self, out: &mut [u8], start: usize, y: &[f32; 16]) {
+        copy(out, &Quant16::new(self, start).codes(y));
+    }
+}
+
+/// Normalises each row and stores it in blocks of sixteen.
 #[inline(always)]
-pub(crate) fn layer_norm(call: &NormCall, out: &mut [f32]) {
+fn normalise_rows<T>(call: &NormCall, out: &mut [T], store: impl Store<T>) {
     if call.d == 0 {
         return;
     }
+    let (gamma, _) = call.gamma.as_chunks::<16>();
+    let (beta, _) = call.beta.as_chunks::<16>();
+    let whole = gamma.len();
+    let rest = 16 * whole;
     for (x, out) in call
         .x
         .chunks_exact(call.d)
         .zip(out.chunks_exact_mut(call.d))
     {
         let (mean, r) = statistics(x, call.eps);
-        for (start, out) in (0..).step_by(16).zip(out.chunks_mut(16)) {
-            let (gamma, beta) = (sixteen(call.gamma, start), sixteen(call.beta, start));
-            copy(out, &normalised(&sixteen(x, start), mean, r, &gamma, &beta));
+        let (blocks, _) = x.as_chunks::<16>();
+        for b in 0..whole {
+            let y = normalised(&blocks[b], mean, r, &gamma[b], &beta[b]);
+            store.store(&mut out[16 * b..16 * b + 16], 16 * b, &y);
+        }
+        if rest < call.d {
+            let (gamma, beta) = (sixteen(call.gamma, rest), sixteen(call.beta, rest));
+            let y = normalised(&sixteen(x, rest), mean, r, &gamma, &beta);
+            store.store(&mut out[rest..], rest, &y);
         }
     }
+}
+
+/// `out[m, d] = layer_norm(x[m, d])`.
+#[inline(always)]
+pub(crate) fn layer_norm(call: &NormCall, out: &mut [f32]) {
+    normalise_rows(call, out, Plain);
 }
 
 /// `out[m, d] = code(layer_norm(x[m, d]))`.
 #[inline(always)]
 pub(crate) fn layer_norm_codes(call: &NormCall, quant: &ActQuant, out: &mut [u8]) {
-    if call.d == 0 {
-        return;
-    }
-    for (x, out) in call
-        .x
-        .chunks_exact(call.d)
-        .zip(out.chunks_exact_mut(call.d))
-    {
-        let (mean, r) = statistics(x, call.eps);
-        for (start, out) in (0..).step_by(16).zip(out.chunks_mut(16)) {
-            let (gamma, beta) = (sixteen(call.gamma, start), sixteen(call.beta, start));
-            let y = normalised(&sixteen(x, start), mean, r, &gamma, &beta);
-            copy(out, &Quant16::new(quant, start).codes(&y));
-        }
-    }
+    normalise_rows(call, out, quant);
 }
 
 /// `out[m, d] = code(x[m, d])`.

@@ -1,20 +1,10 @@
 //! Attention on the tile of the matrix product; [`crate::arch::common::attention`].
 
-use super::tile::{MR, spill, tile};
+use super::tile::{MR, PANELS, tile};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::{
-        attention::{HeadLayout, drive},
-        panels::Layout,
-    },
+    arch::common::attention::{HeadLayout, drive},
     table::AttentionCall,
-};
-
-const PANELS: Layout = Layout {
-    nr: 16,
-    sub: 16,
-    kr: 1,
-    sums: false,
 };
 
 const LAYOUT: HeadLayout = HeadLayout {
@@ -42,17 +32,12 @@ pub(super) fn attention(call: AttentionCall) {
     let HeadShape {
         tokens,
         head_dim,
-        act_max,
+        act_max: _,
     } = *call.shape;
-    let center = call.shape.center();
-    let key_spill = spill(act_max, center);
-    let value_spill = spill(0xff, center);
     drive::<MR, 1, 1>(
         &LAYOUT,
         call,
-        |q, stride, rows, panel, acc| tile(key_spill, q, stride, rows, head_dim, panel, acc),
-        |entries, stride, rows, panel, acc| {
-            tile(value_spill, entries, stride, rows, tokens, panel, acc)
-        },
+        |q, stride, rows, panel, acc| tile(q, stride, rows, head_dim, panel, acc),
+        |entries, stride, rows, panel, acc| tile(entries, stride, rows, tokens, panel, acc),
     );
 }

@@ -13,18 +13,27 @@ use crate::{
 
 const PLANE_BITS: u32 = 7;
 
-fn layout(shape: &HeadShape) -> HeadLayout {
-    let (keys, wide_keys) = match path(shape.act_max, shape.center()) {
-        Path::Bytes { spill: _ } => (BYTES, false),
-        Path::Words => (WORDS, true),
-    };
-    HeadLayout {
-        mr: MR,
-        keys,
-        wide_keys,
-        values: BYTES,
-        plane_bits: PLANE_BITS,
-        q_shift: 0,
+/// Keys as bytes.
+const NARROW: HeadLayout = HeadLayout {
+    mr: MR,
+    keys: BYTES,
+    wide_keys: false,
+    values: BYTES,
+    plane_bits: PLANE_BITS,
+    q_shift: 0,
+};
+
+/// Keys as words.
+const WIDE: HeadLayout = HeadLayout {
+    keys: WORDS,
+    wide_keys: true,
+    ..NARROW
+};
+
+fn layout(shape: &HeadShape) -> &'static HeadLayout {
+    match path(shape.act_max, shape.center()) {
+        Path::Bytes { spill: _ } => &NARROW,
+        Path::Words => &WIDE,
     }
 }
 
@@ -32,8 +41,12 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
     layout(shape).packed_len(shape)
 }
 
+#[target_feature(enable = "avx2")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
-    layout(shape).pack(shape, keys_values, out);
+    match path(shape.act_max, shape.center()) {
+        Path::Bytes { spill: _ } => NARROW.pack(shape, keys_values, out),
+        Path::Words => WIDE.pack(shape, keys_values, out),
+    }
 }
 
 pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
@@ -51,7 +64,7 @@ pub(super) fn attention(call: AttentionCall) {
     let keys = path(act_max, shape.center());
     let value_spill = spill((1 << PLANE_BITS) - 1, shape.center());
     drive::<MR, 1, 1>(
-        &layout(&shape),
+        layout(&shape),
         call,
         |q, stride, rows, panel, acc| match keys {
             Path::Bytes { spill } => tile_bytes(spill, q, stride, rows, head_dim, panel, acc),

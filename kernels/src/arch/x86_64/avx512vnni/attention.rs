@@ -24,6 +24,7 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
     LAYOUT.packed_len(shape)
 }
 
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
     LAYOUT.pack(shape, keys_values, out);
 }

@@ -21,6 +21,7 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
     LAYOUT.packed_len(shape)
 }
 
+#[target_feature(enable = "avx2,avxvnni")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
     LAYOUT.pack(shape, keys_values, out);
 }
