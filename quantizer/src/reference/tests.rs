@@ -188,13 +188,13 @@ fn naive_attention(weights: &Weights, qkv: &Rows, residual: &Rows) -> Rows {
     let mut out = vec![vec![0.0; D]; T];
     for head in 0..HEADS {
         let part = |p: usize, row: usize| &qkv[row][p * D + head * hd..][..hd];
-        for i in 0..T {
+        for (i, out) in out.iter_mut().enumerate() {
             let score = |j| (0.6f32 as f64 * dot(part(0, i), part(1, j))).exp();
             let scores: Vec<f64> = (0..T).map(score).collect();
             let sum: f64 = scores.iter().sum();
             for (j, s) in scores.iter().enumerate() {
                 for c in 0..hd {
-                    out[i][head * hd + c] += s / sum * part(2, j)[c];
+                    out[head * hd + c] += s / sum * part(2, j)[c];
                 }
             }
         }

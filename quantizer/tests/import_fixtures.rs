@@ -1,0 +1,242 @@
+//! Real exports are imported with the original's numbers, or refused.
+#![cfg(feature = "onnx")]
+
+use std::path::{Path, PathBuf};
+use tpvit_models::Op;
+use tpvit_quantizer::import::{ImportError, Imported, load, verify};
+use tpvit_quantizer::reference::Executor;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+fn import(name: &str) -> Imported {
+    load(fixture(name), false).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+const GOOD: [&str; 6] = [
+    "vit.opset14.onnx",
+    "vit.opset17.onnx",
+    "vit.opset18.dynamo.onnx",
+    "vit.opset20.onnx",
+    "vit_layerscale.opset17.onnx",
+    "vit_layerscale.opset18.dynamo.onnx",
+];
+
+/// Two pictures as `[height, width, 3]` with PyTorch's logits.
+fn expected(name: &str) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let bytes = std::fs::read(fixture(&format!("{name}.f32"))).unwrap();
+    let (chunks, _) = bytes.as_chunks::<4>();
+    let values: Vec<f32> = chunks.iter().map(|c| f32::from_le_bytes(*c)).collect();
+    let plane = 32 * 32;
+    let picture = |p: usize| {
+        let chw = &values[p * 3 * plane..][..3 * plane];
+        let hwc = (0..3 * plane).map(|i| chw[i % 3 * plane + i / 3]).collect();
+        (hwc, values[6 * plane + p * 7..][..7].to_vec())
+    };
+    vec![picture(0), picture(1)]
+}
+
+/// Largest difference over the largest logit.
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let scale = b.iter().fold(0f32, |m, v| m.max(v.abs()));
+    a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale
+}
+
+#[test]
+fn logits_are_pytorchs() {
+    // A path from pixel to logit passes 3 blocks of 6 sums, patch embedding and
+    // head: 20 sums of at most 256 terms. Each is good to u * sqrt(256) of its
+    // rows' size, u = 2^-24; if all erred the same way on both sides:
+    let tolerance = 2.0 * 20.0 * 16.0 * 6e-8; // 3.8e-5
+    for name in GOOD {
+        let imported = import(name);
+        let mut executor = Executor::new(&imported.program, &imported.weights);
+        for (image, logits) in expected(name.split('.').next().unwrap()) {
+            let found = distance(executor.run(&image, &mut ()), &logits);
+            println!("{name}: {found:.2e} of the largest logit");
+            assert!(found < tolerance, "{name}: {found}");
+        }
+    }
+}
+
+#[test]
+fn every_part_agrees_with_a_run_of_the_original() {
+    for name in GOOD {
+        let report = verify(fixture(name), &import(name)).unwrap_or_else(|e| panic!("{e}"));
+        for (part, found, tolerated) in &report.parts {
+            println!("{name} {part}: {found:.2e}, tolerated {tolerated:.2e}");
+        }
+        let names: Vec<&str> = report.parts.iter().map(|p| &p.0[..]).collect();
+        assert_eq!(
+            names,
+            ["embed", "blocks.0", "blocks.1", "blocks.2", "logits"]
+        );
+    }
+}
+
+#[test]
+fn names_and_shapes_are_canonical_whatever_the_exporter() {
+    let reference = import(GOOD[0]).program;
+    for name in GOOD {
+        assert_eq!(import(name).program, reference, "{name}");
+    }
+    let shape = |name: &str| {
+        let tensor = reference.tensors.iter().find(|t| t.name == name);
+        tensor.map(|t| [t.rows, t.cols])
+    };
+    assert_eq!(shape("patch_embed.weight"), Some([64, 192]));
+    assert_eq!(shape("prefix"), Some([1, 64]));
+    assert_eq!(shape("position"), Some([16, 64]));
+    assert_eq!(shape("blocks.2.attn.qkv.weight"), Some([192, 64]));
+    assert_eq!(shape("blocks.2.mlp.fc1.bias"), Some([1, 256]));
+    assert_eq!(shape("norm.gamma"), Some([1, 64]));
+    assert_eq!(shape("head.weight"), Some([7, 64]));
+    let buffers: Vec<&str> = reference.buffers.iter().map(|b| &b.name[..]).collect();
+    assert_eq!(
+        buffers[..8],
+        [
+            "embed",
+            "blocks.0.norm1",
+            "blocks.0.attn.qkv",
+            "blocks.0.attn",
+            "blocks.0.res1",
+            "blocks.0.norm2",
+            "blocks.0.mlp.fc1",
+            "blocks.0.res2",
+        ]
+    );
+    assert_eq!(buffers[22..], ["class_token", "norm", "logits"]);
+    let Some(Op::Attention {
+        heads,
+        head_dim,
+        scale,
+        ..
+    }) = reference.ops.iter().find(|op| op.kind() == "attention")
+    else {
+        panic!("no attention");
+    };
+    assert_eq!((*heads, *head_dim), (2, 32));
+    assert!((scale * 32f32.sqrt() - 1.0).abs() < 1e-6, "{scale}");
+}
+
+#[test]
+fn unknown_architectures_are_refused_at_their_first_strange_node() {
+    let cases = [
+        (
+            "vit_qknorm.opset17.onnx",
+            "/blocks/blocks.0/attn/q_norm/LayerNormalization",
+        ),
+        ("vit_gap.opset17.onnx", "/ReduceMean"),
+        ("deit_distilled.opset17.onnx", "/Gather_2"),
+        ("swin.opset17.onnx", "/patch_embed/norm/LayerNormalization"),
+    ];
+    for (name, strange) in cases {
+        let error = load(fixture(name), true).expect_err(name);
+        println!("{error}");
+        let ImportError::Unrecognised { node, .. } = &error else {
+            panic!("{name}: {error}");
+        };
+        assert_eq!(node, strange, "{name}");
+        assert!(
+            error.to_string().contains(name),
+            "the message names the file"
+        );
+    }
+}
+
+/// What a wrong match would do to one block.
+type Corruption = (&'static str, fn(&mut Imported));
+
+#[test]
+fn a_misread_block_is_named() {
+    let corruptions: [Corruption; 4] = [
+        ("q and k swapped", |m| {
+            let id = m
+                .program
+                .tensors
+                .iter()
+                .position(|t| t.name == "blocks.1.attn.qkv.weight");
+            let bias = m
+                .program
+                .tensors
+                .iter()
+                .position(|t| t.name == "blocks.1.attn.qkv.bias");
+            let (q, k) = m.weights.tensors[id.unwrap()].split_at_mut(64 * 64);
+            q.swap_with_slice(&mut k[..64 * 64]);
+            let (q, k) = m.weights.tensors[bias.unwrap()].split_at_mut(64);
+            q.swap_with_slice(&mut k[..64]);
+        }),
+        ("scale forgotten on one side", |m| {
+            let Some(Op::Attention { scale, .. }) = attention(m) else {
+                panic!("no attention");
+            };
+            *scale = scale.sqrt();
+        }),
+        ("half the heads", |m| {
+            let Some(Op::Attention {
+                heads, head_dim, ..
+            }) = attention(m)
+            else {
+                panic!("no attention");
+            };
+            (*heads, *head_dim) = (*heads / 2, *head_dim * 2);
+        }),
+        ("another epsilon", |m| {
+            let mut norms = m
+                .program
+                .ops
+                .iter_mut()
+                .filter(|op| op.kind() == "layer-norm");
+            let Some(Op::LayerNorm { eps, .. }) = norms.nth(2) else {
+                panic!("no norm");
+            };
+            *eps = 1e-3;
+        }),
+    ];
+    let name = "vit.opset17.onnx";
+    for (what, corrupt) in corruptions {
+        let mut imported = import(name);
+        corrupt(&mut imported);
+        imported.program.validate().unwrap();
+        let error = verify(fixture(name), &imported).expect_err(what);
+        println!("{what}: {error}");
+        match error {
+            ImportError::Mismatch { part, .. } => assert_eq!(part, "blocks.1", "{what}"),
+            other => panic!("{what}: {other}"),
+        }
+    }
+}
+
+fn attention(m: &mut Imported) -> Option<&mut Op> {
+    m.program
+        .ops
+        .iter_mut()
+        .filter(|op| op.kind() == "attention")
+        .nth(1)
+}
+
+#[test]
+fn real_models_import_and_agree() {
+    let Some(data) = std::env::var_os("TPVIT_DATA") else {
+        eprintln!("skipped: TPVIT_DATA is not set");
+        return;
+    };
+    for name in ["vit_ti16_imagenet", "vit_ti14_cifar10", "vit_s14_cifar10"] {
+        let path = Path::new(&data).join("models").join(format!("{name}.onnx"));
+        let imported = load(&path, false).unwrap_or_else(|e| panic!("{e}"));
+        let report = verify(&path, &imported).unwrap_or_else(|e| panic!("{e}"));
+        for (part, found, tolerated) in &report.parts {
+            println!("{name} {part}: {found:.2e}, tolerated {tolerated:.2e}");
+        }
+        let [height, width] = imported.program.image;
+        let image = vec![0.1; height * width * 3];
+        let mut executor = Executor::new(&imported.program, &imported.weights);
+        executor.run(&image, &mut ());
+        let start = std::time::Instant::now();
+        (0..5).for_each(|_| drop(executor.run(&image, &mut ()).to_vec()));
+        println!("{name}: {:?} a picture", start.elapsed() / 5);
+    }
+}
