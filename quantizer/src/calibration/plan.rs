@@ -149,7 +149,7 @@ impl Settings {
             values: Granularity::PerChannel,
             attention_output: Granularity::PerChannel,
             hidden: Granularity::PerChannel,
-            shrink: 1.0,
+            shrink: 0.8,
             weight_importance: true,
             bias_correction: BiasCorrection::PatchEmbedding,
         }
