@@ -15,13 +15,6 @@ pub(crate) fn sixteen<T: Copy + Default>(from: &[T], start: usize) -> [T; 16] {
     if let Some(whole) = from.get(start..).and_then(<[T]>::first_chunk) {
         return *whole;
     }
-    sixteen_of_fewer(from, start)
-}
-
-/// Out of line, as [`copy_part`].
-#[cold]
-#[inline(never)]
-fn sixteen_of_fewer<T: Copy + Default>(from: &[T], start: usize) -> [T; 16] {
     let mut block = [T::default(); 16];
     let from = from.get(start..).unwrap_or_default();
     block[..from.len()].copy_from_slice(from);
