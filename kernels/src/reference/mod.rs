@@ -2,7 +2,7 @@
 //!
 //! Each ISA equals these functions bit for bit (a NaN stays a NaN, but its
 //! payload is not specified). Floats therefore have a fixed order of
-//! operations: no fused multiply-add, and sums run in [16 lanes](sum16).
+//! operations: no fused multiply-add, and sums run in [16 lanes](fn@sum16).
 
 pub mod attention;
 pub mod exp_log;

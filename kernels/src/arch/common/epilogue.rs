@@ -16,10 +16,8 @@ pub(crate) fn sixteen<T: Copy + Default>(from: &[T], start: usize) -> [T; 16] {
         return *whole;
     }
     let mut block = [T::default(); 16];
-    let len = usize::min(16, from.len().saturating_sub(start));
-    if len > 0 {
-        block[..len].copy_from_slice(&from[start..start + len]);
-    }
+    let from = from.get(start..).unwrap_or_default();
+    block[..from.len()].copy_from_slice(from);
     block
 }
 
@@ -224,6 +222,13 @@ pub(crate) fn copy<T: Copy>(out: &mut [T], block: &[T; 16]) {
     if let Some(whole) = out.first_chunk_mut::<16>() {
         *whole = *block;
     } else {
-        out.copy_from_slice(&block[..out.len()]);
+        copy_part(out, block);
     }
+}
+
+/// Out of line: inlined, it is merged with the whole block into one `memcpy`.
+#[cold]
+#[inline(never)]
+fn copy_part<T: Copy>(out: &mut [T], block: &[T; 16]) {
+    out.copy_from_slice(&block[..out.len()]);
 }

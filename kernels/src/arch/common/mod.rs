@@ -6,6 +6,7 @@ pub(crate) mod float;
 pub(crate) mod float_kernels;
 pub(crate) mod gemm;
 pub(crate) mod panels;
+pub(crate) mod rows;
 pub(crate) mod scratch;
 pub(crate) mod softmax;
 pub(crate) mod widen;

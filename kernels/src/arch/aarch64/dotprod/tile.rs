@@ -27,7 +27,7 @@ use core::{
     iter::zip,
 };
 
-use crate::arch::common::{gemm::Tile, panels::Layout};
+use crate::arch::common::{gemm::Tile, panels::Layout, rows::Rows};
 
 /// Rows of a tile.
 pub(super) const MR: usize = 8;
@@ -132,15 +132,8 @@ fn strips<const R: usize>(
     acc: &mut Tile<MR, 1>,
 ) {
     let sixteens = k / 16;
-    let mut rows: [&[[u8; 16]]; R] = [&[]; R];
-    // The last k of each row, filled up with zeros, which meet weights of 0.
-    let mut rest = [[0_u8; 16]; R];
-    for r in 0..R {
-        let row = &a[r * stride..][..k];
-        let (whole, tail) = row.as_chunks::<16>();
-        rows[r] = &whole[..sixteens];
-        rest[r][..tail.len()].copy_from_slice(tail);
-    }
+    let all = Rows::<R, 16>::new(a, stride, k);
+    let rows = all.groups(0, sixteens);
     let flip = vdupq_n_s8(shift as i8);
     let (panel, _) = panel.as_chunks::<GROUP>();
     let strip_len = panel.len() / 2;
@@ -159,8 +152,8 @@ fn strips<const R: usize>(
             step::<R, 2>(&mut sums, g2, &a);
             step::<R, 3>(&mut sums, g3, &a);
         }
-        for (a, rest) in zip(&mut a, &rest) {
-            *a = veorq_s8(load(rest), flip);
+        for (a, rest) in zip(&mut a, all.rest()) {
+            *a = veorq_s8(load(&rest[0]), flip);
         }
         for (element, group) in last.iter().enumerate() {
             match element {

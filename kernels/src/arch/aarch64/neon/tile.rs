@@ -35,7 +35,7 @@ use core::arch::aarch64::{
     vst1q_s32,
 };
 
-use crate::arch::common::{gemm::Tile, panels::Layout};
+use crate::arch::common::{gemm::Tile, panels::Layout, rows::Rows};
 
 /// Rows of a tile.
 pub(super) const MR: usize = 4;
@@ -166,15 +166,8 @@ fn strips<const R: usize>(
     acc: &mut Tile<MR, 1>,
 ) {
     let groups = k / 16;
-    let mut rows: [&[[u8; 16]]; R] = [&[]; R];
-    // The last k of each row, filled up with zeros, which meet weights of 0.
-    let mut rest = [[[0_u8; 16]]; R];
-    for r in 0..R {
-        let row = &a[r * stride..][..k];
-        let (whole, tail) = row.as_chunks::<16>();
-        rows[r] = &whole[..groups];
-        rest[r][0][..tail.len()].copy_from_slice(tail);
-    }
+    let all = Rows::<R, 16>::new(a, stride, k);
+    let rows = all.groups(0, groups);
     let flip = vdupq_n_s8(operands.shift as i8);
     let (panel, _) = panel.as_chunks::<GROUP>();
     let strip_len = panel.len() / 4;
@@ -188,10 +181,7 @@ fn strips<const R: usize>(
             Budget::Steps(steps) => add_steps(&mut sums, &rows, whole, flip, steps),
         }
         if !k.is_multiple_of(16) {
-            let mut rest_rows: [&[[u8; 16]]; R] = [&[]; R];
-            for (row, rest) in rest_rows.iter_mut().zip(&rest) {
-                *row = rest;
-            }
+            let rest_rows = all.rest();
             match operands.budget {
                 Budget::One => add::<R, false>(&mut sums, &rest_rows, &last[..1], flip),
                 Budget::Two | Budget::Steps(_) => {

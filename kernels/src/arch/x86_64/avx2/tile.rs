@@ -27,7 +27,7 @@ use core::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use crate::arch::common::{gemm::Tile, panels::Layout};
+use crate::arch::common::{gemm::Tile, panels::Layout, rows::Rows};
 
 /// Rows of a tile: with 16 outputs, 12 sums leave 4 registers for operands.
 pub(super) const MR: usize = 6;
@@ -144,8 +144,7 @@ fn bytes<const R: usize>(
 ) {
     let groups = k / 4;
     let (panel, _) = panel.as_chunks::<64>();
-    let rows: [&[u8]; R] = core::array::from_fn(|r| &a[r * stride..][..k]);
-    let whole: [&[[u8; 4]]; R] = rows.map(|row| &row.as_chunks::<4>().0[..groups]);
+    let rows = Rows::<R, 4>::new(a, stride, k);
     for [sums] in &mut acc[..R] {
         *sums = [0; 16];
     }
@@ -153,7 +152,7 @@ fn bytes<const R: usize>(
     while start < groups {
         let end = usize::min(start + spill, groups);
         let mut partial = [[_mm256_setzero_si256(); 2]; R];
-        let whole: [&[[u8; 4]]; R] = whole.map(|row| &row[start..end]);
+        let whole = rows.groups(start, end);
         for (g, group) in panel[start..end].iter().enumerate() {
             let w = load_pair(group);
             for r in 0..R {
@@ -169,11 +168,9 @@ fn bytes<const R: usize>(
     if !k.is_multiple_of(4) {
         let w = load_pair(&panel[groups]);
         let mut partial = [[_mm256_setzero_si256(); 2]; R];
-        for r in 0..R {
-            let rest = &rows[r][4 * groups..];
-            let mut bytes = [0; 4];
-            bytes[..rest.len()].copy_from_slice(rest);
-            partial[r] = w.map(|w| _mm256_maddubs_epi16(broadcast(bytes), w));
+        for (partial, rest) in partial.iter_mut().zip(rows.rest()) {
+            let a = broadcast(rest[0]);
+            *partial = [_mm256_maddubs_epi16(a, w[0]), _mm256_maddubs_epi16(a, w[1])];
         }
         widen_into(&partial, acc);
     }
@@ -224,8 +221,7 @@ fn words<const R: usize>(
     acc: &mut Tile<MR, 1>,
 ) {
     let panel = &panel.as_chunks::<64>().0[..groups];
-    let rows: [&[[u8; 4]]; R] =
-        core::array::from_fn(|r| &a[r * stride..].as_chunks::<4>().0[..groups]);
+    let rows = Rows::<R, 4>::new(a, stride, 4 * groups).groups(0, groups);
     let mut sums = [[_mm256_setzero_si256(); 2]; R];
     for (g, group) in panel.iter().enumerate() {
         let w = load_pair(group);

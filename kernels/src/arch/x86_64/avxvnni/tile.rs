@@ -18,7 +18,7 @@ use core::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use crate::arch::common::{gemm::Tile, panels::Layout};
+use crate::arch::common::{gemm::Tile, panels::Layout, rows::Rows};
 
 /// Rows of a tile.
 pub(super) const MR: usize = 6;
@@ -96,23 +96,14 @@ fn tile_rows<const R: usize>(
 ) {
     let groups = k / 4;
     let (panel, _) = panel.as_chunks::<64>();
-    let rows: [&[u8]; R] = core::array::from_fn(|r| &a[r * stride..][..k]);
-    let whole: [&[[u8; 4]]; R] = rows.map(|row| &row.as_chunks::<4>().0[..groups]);
+    let rows = Rows::<R, 4>::new(a, stride, k);
+    let whole = rows.groups(0, groups);
     let mut sums = [[_mm256_setzero_si256(); 2]; R];
     for (g, group) in panel[..groups].iter().enumerate() {
         step(&mut sums, group, whole, g);
     }
     if !k.is_multiple_of(4) {
-        let mut rest = [[[0; 4]]; R];
-        for (rest, row) in rest.iter_mut().zip(rows) {
-            rest[0][..k % 4].copy_from_slice(&row[4 * groups..]);
-        }
-        step(
-            &mut sums,
-            &panel[groups],
-            rest.each_ref().map(|rest| &rest[..]),
-            0,
-        );
+        step(&mut sums, &panel[groups], rows.rest(), 0);
     }
     for (sums, [acc]) in sums.iter().zip(acc) {
         let (halves, _) = acc.as_chunks_mut::<8>();
