@@ -118,14 +118,21 @@ fn pack(
         tensors: weights.tensors.iter().enumerate().map(tensor).collect(),
         preprocess: job.preprocess,
         labels: job.labels.clone(),
-        provenance: provenance(job, pictures).to_string(),
+        provenance: provenance(job, plan, pictures).to_string(),
     }
 }
 
 /// Where the file comes from: no time, no path, so that the same input gives
 /// the same bytes.
-fn provenance(job: &Job, pictures: usize) -> serde_json::Value {
+fn provenance(job: &Job, plan: &QuantPlan, pictures: usize) -> serde_json::Value {
     let s = &job.settings;
+    let softmax_bits: Option<u32> = plan
+        .quantization
+        .softmax
+        .iter()
+        .flatten()
+        .next()
+        .map(|q| q.bits.bits());
     json!({
         "tool": concat!("tpvit ", env!("CARGO_PKG_VERSION")),
         "source": job.source,
@@ -139,7 +146,7 @@ fn provenance(job: &Job, pictures: usize) -> serde_json::Value {
             "activation_bits": s.act_bits.bits(),
             "first_last_bits": s.first_last_bits.map(|b| b.bits()),
             "softmax": format!("{:?}", s.softmax.method),
-            "softmax_bits": s.softmax.bits.map(|b| b.bits()),
+            "softmax_bits": softmax_bits,
         },
     })
 }

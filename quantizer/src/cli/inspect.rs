@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use tpvit_models::{ActivationQuant, Model, Op, Program, SoftmaxKind, SoftmaxQuant, Tensor};
+use tpvit_quantizer::preprocessing::describe as describe_preprocess;
 use tpvit_runtime::{MemoryPlan, Options};
 
 use super::model_file::TpvFile;
@@ -49,17 +50,14 @@ fn header(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> String {
     let (major, minor) = model.version();
     format!(
         "format       .tpv {major}.{minor}, {}\n\
-         input        {} x {} pixels, RGB; {:?}, {:?}, mean {:?}, std {:?}\n\
+         input        {} x {} pixels, RGB; {}\n\
          classes      {} ({} labels)\n\
          work         {:.1} MMAC in {} operations\n\
          memory here  arena {}, weights {}, constants {}\n",
         bytes(len),
         program.image[0],
         program.image[1],
-        p.resize,
-        p.interpolation,
-        p.mean,
-        p.std,
+        describe_preprocess(p, program.image),
         program.classes(),
         model.labels().len(),
         program.macs() as f64 / 1e6,
