@@ -30,11 +30,11 @@ struct Builder {
 
 impl Builder {
     fn random(&mut self) -> f32 {
-        let next = |s: u64| {
-            s.wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407)
-        };
-        self.state = next(self.state);
+        // Knuth's linear congruential generator.
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.state >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
