@@ -8,6 +8,13 @@
 //! ```
 //!
 //! Nothing here is trained; reconstruction starts from what `plan` returns.
+//!
+//! # What a weight's codes mean
+//! `dequantized = scale[n] * (code - zero_point[n])`. Where the layer's input
+//! has one scale, this is the weight itself, and the input contributes
+//! `s * (code - zero_point)`. Where the input has one scale per column,
+//! `s[k]`, it is `w[n, k] * s[k]`, and the input contributes
+//! `code - zero_point[k]` alone.
 
 mod fake_quant;
 mod observe;
