@@ -575,6 +575,7 @@ fn outputs_that_cannot_be_written_are_found_before_any_work() {
         (folder.path("none/out.tpv"), "none"),
         (folder.path("file/out.tpv"), "file"),
         (existing, "folder"),
+        (folder.path("new.tpv/"), "new.tpv"),
         (PathBuf::new(), "--output"),
     ];
     if cfg!(target_os = "linux") {
