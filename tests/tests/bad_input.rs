@@ -608,6 +608,21 @@ fn a_read_only_folder_gets_no_output() {
     folder.refuses(&mut command, &["closed", "ermission"]);
 }
 
+/// An output takes the place of what has its name. What is no file, such as
+/// /dev/null, must not be replaced by one.
+#[cfg(unix)]
+#[test]
+fn an_output_never_replaces_a_device() {
+    let folder = Folder::new();
+    let link = folder.path("null.tpv");
+    std::os::unix::fs::symlink("/dev/null", &link).expect("a link");
+    let mut command = quantize(&vit(), &folder.path("pictures"));
+    command.args(["--preprocess", "deit", "-o"]).arg(&link);
+    folder.refuses(&mut command, &["null.tpv", "not a regular file"]);
+    let kept = fs::symlink_metadata(&link).expect("the link is there");
+    assert!(kept.is_symlink());
+}
+
 #[test]
 fn a_failed_run_keeps_the_old_output() {
     let folder = Folder::new();

@@ -32,6 +32,12 @@ fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
         "cannot write {}: it is a folder",
         path.display()
     );
+    // The rename would put a file in the place of /dev/null.
+    anyhow::ensure!(
+        path.is_file() || !path.exists(),
+        "cannot write {}: it is not a regular file",
+        path.display()
+    );
     anyhow::ensure!(
         !ends_as_folder(path),
         "cannot write {}: that names a folder",
