@@ -624,6 +624,18 @@ fn an_output_never_replaces_a_device() {
 }
 
 #[test]
+fn the_output_never_replaces_the_model() {
+    let folder = Folder::new();
+    let bytes = fs::read(vit()).expect("the fixture");
+    let model = folder.write("model.onnx", &bytes);
+    let same = folder.path("pictures/../model.onnx");
+    let mut command = quantize(&model, &folder.path("pictures"));
+    command.args(["--preprocess", "deit", "-o"]).arg(same);
+    folder.refuses(&mut command, &["model.onnx", "is the model itself"]);
+    assert_eq!(fs::read(&model).expect("still there"), bytes);
+}
+
+#[test]
 fn a_failed_run_keeps_the_old_output() {
     let folder = Folder::new();
     let old = folder.write("old.tpv", "what was here");

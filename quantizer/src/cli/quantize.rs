@@ -177,6 +177,13 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let start = Instant::now();
     let settings = args.method.settings()?;
     check_writable(&args.output)?;
+    let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
+    if same(&args.model, &args.output) == Some(true) {
+        bail!(
+            "cannot write {}: it is the model itself",
+            args.output.display()
+        );
+    }
     let mut imported = import::load(&args.model, !args.no_verify)?;
     let image = imported.program.image;
     let labels = match &args.labels {
