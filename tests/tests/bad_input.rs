@@ -539,6 +539,21 @@ fn good_pictures_are_answered_beside_a_broken_one() {
     }
 }
 
+/// Messages that nobody reads any more do not end the work.
+#[test]
+fn a_reader_of_errors_that_leaves_is_no_panic() {
+    let folder = Folder::new();
+    let broken = folder.write("broken.png", "no picture");
+    let mut command = tpvit();
+    command.arg("run").arg(folder.tpv()).arg(broken);
+    command.arg(folder.path("pictures/0.png"));
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = command.stderr(writer).output().expect("tpvit starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("0.png"));
+}
+
 #[test]
 fn preprocessing_that_nobody_says_or_understands() {
     let folder = Folder::new();

@@ -176,6 +176,11 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Tells people on standard error; a reader that has gone away is no error.
+pub(crate) fn tell(message: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "tpvit: {message}");
+}
+
 /// Prints a JSON value and a line end.
 pub(crate) fn print_json(value: &serde_json::Value) -> Result<()> {
     print(&format!("{value:#}\n"))

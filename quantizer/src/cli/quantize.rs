@@ -17,7 +17,7 @@ use tpvit_quantizer::quantizers::RangeFit;
 
 use super::model_file::preprocess_of;
 use super::output::{
-    Table, bytes, check_writable, duration, print, print_json, progress, write_whole,
+    Table, bytes, check_writable, duration, print, print_json, progress, tell, write_whole,
 };
 
 /// Arguments of `tpvit quantize`.
@@ -246,7 +246,7 @@ fn usable(
     }
     bar.finish_and_clear();
     for error in &broken {
-        eprintln!("tpvit: skipped: {error}");
+        tell(format_args!("skipped: {error}"));
     }
     let needed = all.paths.len().div_ceil(2);
     if good.len() < needed {
