@@ -172,6 +172,19 @@ fn quantize_verifies_the_import_unless_told_not_to() {
     }
 }
 
+/// As the help says, and a few levels deep.
+#[test]
+fn calibration_pictures_may_lie_in_folders() {
+    let folder = Folder::new();
+    write_pictures(&folder.path("pictures/cats/small"), 3);
+    write_pictures(&folder.path("pictures/dogs"), 2);
+    let summary = json(&mut folder.quantize(VIT, "vit.tpv", &["--json"]));
+    assert_eq!(summary["pictures"], 8 + 3 + 2);
+    let five = ["--json", "--pictures", "5"];
+    let summary = json(&mut folder.quantize(VIT, "vit.tpv", &five));
+    assert_eq!(summary["pictures"], 5);
+}
+
 #[test]
 fn inspect_shows_what_is_in_the_file() {
     let folder = Folder::new();

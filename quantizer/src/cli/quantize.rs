@@ -25,8 +25,8 @@ use super::output::{
 pub(crate) struct QuantizeArgs {
     /// The trained model, an ONNX file
     model: PathBuf,
-    /// Pictures like those the model will see: a folder of JPEG, PNG or WebP files, searched one
-    /// level deep. A hundred or two are enough; labels are not needed
+    /// Pictures like those the model will see: a folder of JPEG, PNG or WebP files, and the
+    /// folders in it. A hundred or two are enough; labels are not needed
     #[arg(long, value_name = "DIR")]
     calibration: PathBuf,
     /// The file to write
