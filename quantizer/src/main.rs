@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tpvit: {error:#}");
+            cli::tell(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -13,6 +13,8 @@ mod run;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tpvit_runtime::{AttentionMethod, Isa, Options};
 
+pub(crate) use output::tell;
+
 const AFTER_HELP: &str = "\
 A first session, from a trained model to answers:
 

@@ -32,6 +32,17 @@ fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
         "cannot write {}: it is a folder",
         path.display()
     );
+    // The rename would put a file in the place of /dev/null.
+    anyhow::ensure!(
+        path.is_file() || !path.exists(),
+        "cannot write {}: it is not a regular file",
+        path.display()
+    );
+    anyhow::ensure!(
+        !ends_as_folder(path),
+        "cannot write {}: that names a folder",
+        path.display()
+    );
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -42,6 +53,13 @@ fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
         .permissions_as_new_file()
         .tempfile_in(folder)
         .with_context(|| format!("cannot write in folder {}", folder.display()))
+}
+
+/// Whether `path` ends in a separator, which [`Path`]'s methods ignore and the
+/// system does not.
+fn ends_as_folder(path: &Path) -> bool {
+    let last = path.as_os_str().as_encoded_bytes().last();
+    last.is_some_and(|&byte| std::path::is_separator(char::from(byte)))
 }
 
 /// Temporary files are private by default; an output is an ordinary file.
@@ -156,6 +174,11 @@ pub(crate) fn print(text: &str) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         done => done.context("cannot write to standard output"),
     }
+}
+
+/// Tells people on standard error; a reader that has gone away is no error.
+pub(crate) fn tell(message: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "tpvit: {message}");
 }
 
 /// Prints a JSON value and a line end.

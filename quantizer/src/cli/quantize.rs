@@ -17,7 +17,7 @@ use tpvit_quantizer::quantizers::RangeFit;
 
 use super::model_file::preprocess_of;
 use super::output::{
-    Table, bytes, check_writable, duration, print, print_json, progress, write_whole,
+    Table, bytes, check_writable, duration, print, print_json, progress, tell, write_whole,
 };
 
 /// Arguments of `tpvit quantize`.
@@ -25,8 +25,8 @@ use super::output::{
 pub(crate) struct QuantizeArgs {
     /// The trained model, an ONNX file
     model: PathBuf,
-    /// Pictures like those the model will see: a folder of JPEG, PNG or WebP files, searched one
-    /// level deep. A hundred or two are enough; labels are not needed
+    /// Pictures like those the model will see: a folder of JPEG, PNG or WebP files, and the
+    /// folders in it. A hundred or two are enough; labels are not needed
     #[arg(long, value_name = "DIR")]
     calibration: PathBuf,
     /// The file to write
@@ -177,6 +177,13 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let start = Instant::now();
     let settings = args.method.settings()?;
     check_writable(&args.output)?;
+    let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
+    if same(&args.model, &args.output) == Some(true) {
+        bail!(
+            "cannot write {}: it is the model itself",
+            args.output.display()
+        );
+    }
     let mut imported = import::load(&args.model, !args.no_verify)?;
     let image = imported.program.image;
     let labels = match &args.labels {
@@ -239,7 +246,7 @@ fn usable(
     }
     bar.finish_and_clear();
     for error in &broken {
-        eprintln!("tpvit: skipped: {error}");
+        tell(format_args!("skipped: {error}"));
     }
     let needed = all.paths.len().div_ceil(2);
     if good.len() < needed {

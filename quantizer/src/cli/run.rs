@@ -10,7 +10,7 @@ use tpvit_quantizer::pictures;
 use tpvit_runtime::{Session, softmax};
 
 use super::model_file::TpvFile;
-use super::output::{print, print_json};
+use super::output::{print, print_json, tell};
 use super::{RuntimeArgs, parse_threads};
 
 /// Arguments of `tpvit run`.
@@ -51,7 +51,7 @@ pub(crate) fn execute(args: &RunArgs) -> Result<()> {
         let pixels = match pictures::load(path, model.preprocess(), model.program().image) {
             Ok(pixels) => pixels,
             Err(error) => {
-                eprintln!("tpvit: {error}");
+                tell(error);
                 failed += 1;
                 continue;
             }
