@@ -15,6 +15,7 @@ use tpvit_quantizer::pictures;
 use tpvit_quantizer::preprocessing::{Overrides, PreprocessArgs};
 use tpvit_runtime::Session;
 
+#[cfg(feature = "onnx")]
 use super::model_file::preprocess_of;
 use super::model_file::{Kind, TpvFile, kind};
 use super::output::{print, print_json, progress};

@@ -1,12 +1,22 @@
 //! The `tpvit` command.
 
 mod bench;
+#[cfg(feature = "onnx")]
 mod demo;
 mod eval;
 mod inspect;
 mod measure;
+#[cfg_attr(
+    not(feature = "onnx"),
+    allow(dead_code, reason = "a run-only build makes no models")
+)]
 mod model_file;
+#[cfg_attr(
+    not(feature = "onnx"),
+    allow(dead_code, reason = "a run-only build makes no models")
+)]
 mod output;
+#[cfg(feature = "onnx")]
 mod quantize;
 mod run;
 
@@ -41,6 +51,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Makes a .tpv file from an ONNX model and a folder of pictures
+    #[cfg(feature = "onnx")]
     Quantize(quantize::QuantizeArgs),
     /// Measures top-1 and top-5 accuracy on labelled pictures
     Eval(eval::EvalArgs),
@@ -51,6 +62,7 @@ enum Command {
     /// Measures latency and memory
     Bench(bench::BenchArgs),
     /// Quantizes the model that ships and classifies the photographs that ship
+    #[cfg(feature = "onnx")]
     Demo(demo::DemoArgs),
 }
 
@@ -58,11 +70,13 @@ impl Cli {
     /// Does what the command line says.
     pub(crate) fn execute(self) -> anyhow::Result<()> {
         match self.command {
+            #[cfg(feature = "onnx")]
             Command::Quantize(args) => quantize::execute(&args),
             Command::Eval(args) => eval::execute(&args),
             Command::Run(args) => run::execute(&args),
             Command::Inspect(args) => inspect::execute(&args),
             Command::Bench(args) => bench::execute(&args),
+            #[cfg(feature = "onnx")]
             Command::Demo(args) => demo::execute(&args),
         }
     }
