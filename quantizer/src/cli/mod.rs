@@ -25,6 +25,7 @@ use tpvit_runtime::{AttentionMethod, Isa, Options};
 
 pub(crate) use output::tell;
 
+#[cfg(feature = "onnx")]
 const AFTER_HELP: &str = "\
 A first session, from a trained model to answers:
 
@@ -38,6 +39,14 @@ A first session, from a trained model to answers:
 Preprocessing is stored in the .tpv file; an .onnx file does not say its own, so it
 must be given. A wrong guess costs more accuracy than quantization does: check with
 `tpvit eval MODEL.onnx` that the float accuracy is what you expect.";
+
+#[cfg(not(feature = "onnx"))]
+const AFTER_HELP: &str = "\
+  tpvit run vit.tpv cat.jpg dog.png
+  tpvit eval vit.tpv --data labelled/
+  tpvit bench vit.tpv --threads 4
+
+This build runs .tpv files; the full one makes them from ONNX.";
 
 /// Runs Vision Transformers on small computers: quantizes an ONNX ViT to 8, 6, 4 or 3 bits
 /// and executes it in integers.
