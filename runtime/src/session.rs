@@ -254,6 +254,22 @@ impl Session {
         &self.program
     }
 
+    /// Multiply-accumulate operations that operation `op` really does for one
+    /// picture: those of rows that nothing reads are left out.
+    ///
+    /// # Panics
+    /// If there is no such operation.
+    pub fn op_macs(&self, op: usize) -> u64 {
+        let step = &self.steps[op];
+        let rows = self.program.buffers[step.output.index()].rows as u64;
+        self.program.op_macs(&self.program.ops[op]) * step.rows.len() as u64 / rows
+    }
+
+    /// The sum of [`op_macs`](Session::op_macs) over all operations.
+    pub fn macs(&self) -> u64 {
+        (0..self.steps.len()).map(|op| self.op_macs(op)).sum()
+    }
+
     /// What this session has allocated.
     pub fn memory_plan(&self) -> MemoryPlan {
         self.plan

@@ -152,6 +152,23 @@ fn after_its_keys_and_values_the_last_block_is_one_row() {
 }
 
 #[test]
+fn work_that_is_left_out_is_not_counted() {
+    let bytes = file(BitWidth::B8, BitWidth::B8, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let session = Session::new(&model, &Options::default()).expect("runs here");
+    let (t, d) = (CONFIG.tokens() as u64, CONFIG.dim as u64);
+    // Of the last block, attention, proj, fc1 and fc2 of all rows but one.
+    let saved = (t - 1) * (2 * t * d + d * d + 2 * d * CONFIG.mlp_ratio as u64 * d);
+    assert_eq!(session.macs(), session.program().macs() - saved);
+    let all = Options {
+        all_rows: true,
+        ..Options::default()
+    };
+    let whole = Session::new(&model, &all).expect("runs here");
+    assert_eq!(whole.macs(), whole.program().macs());
+}
+
+#[test]
 fn the_memory_plan_is_known_before_and_kept() {
     let bytes = file(BitWidth::B4, BitWidth::B8, &softmaxes()[1]);
     let model = Model::parse(&bytes).expect("a valid file");

@@ -126,7 +126,7 @@ impl Profile {
             session.run_observed(pixels, &mut clock)?;
         }
         let mut kinds: Vec<(&'static str, usize, f64, u64)> = Vec::new();
-        for (op, latencies) in program.ops.iter().zip(&clock.ops) {
+        for (index, (op, latencies)) in program.ops.iter().zip(&clock.ops).enumerate() {
             let at = kinds
                 .iter()
                 .position(|k| k.0 == op.kind())
@@ -136,7 +136,7 @@ impl Profile {
                 });
             kinds[at].1 += 1;
             kinds[at].2 += latencies.median();
-            kinds[at].3 += program.op_macs(op);
+            kinds[at].3 += session.op_macs(index);
         }
         kinds.sort_by(|a, b| b.2.total_cmp(&a.2));
         Ok(Profile { kinds })
@@ -154,7 +154,7 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn gmacs_per_second(&self) -> f64 {
-        self.session.program().macs() as f64 / (self.ours.median() * 1e6)
+        self.session.macs() as f64 / (self.ours.median() * 1e6)
     }
 
     fn json(&self) -> serde_json::Value {
@@ -173,6 +173,7 @@ impl Report<'_> {
             "constant_bytes": plan.constant_bytes,
             "peak_rss_bytes": peak_rss_bytes(),
             "macs": self.session.program().macs(),
+            "executed_macs": self.session.macs(),
             "gmacs_per_second": self.gmacs_per_second(),
             "profile": self.profile.kinds.iter().map(|&(kind, count, ms, macs)| json!({
                 "kind": kind, "count": count, "ms": ms, "macs": macs,
@@ -195,7 +196,7 @@ impl Report<'_> {
         let mut text = format!(
             "{}: {} thread(s), {}\n\
              latency     median {:.2} ms, min {:.2}, p90 {:.2} ({} runs)\n\
-             rate        {:.1} GMAC/s of {:.0} MMAC\n\
+             rate        {:.1} GMAC/s; {:.0} MMAC done of {:.0} (rows nothing reads are left out)\n\
              load        {:.1} ms\n\
              memory      arena {}, weights {}, constants {}; process peak {}\n",
             self.args.model.display(),
@@ -206,6 +207,7 @@ impl Report<'_> {
             self.ours.quantile(0.9),
             self.ours.len(),
             self.gmacs_per_second(),
+            self.session.macs() as f64 / 1e6,
             self.session.program().macs() as f64 / 1e6,
             self.load_ms,
             bytes(plan.arena_bytes()),
