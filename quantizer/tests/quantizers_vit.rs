@@ -33,7 +33,8 @@ fn logits(
         .collect()
 }
 
-/// KL of held-back calibration pictures, about twice what was measured, so
+/// KL of held-back calibration pictures: two to three times what was measured
+/// (.0007 at 8 bits, .0026 at 6), so
 /// that only a real loss fails.
 #[test]
 fn vit_ti14_stays_close_to_float() {
@@ -60,7 +61,7 @@ fn vit_ti14_stays_close_to_float() {
     let settings = ObserveSettings::default();
     let observations = observe(program, weights, &source, &settings, &mut |_| {});
     let float = logits(program, weights, None, &held);
-    for (bits, bound) in [(BitWidth::B8, 0.015), (BitWidth::B6, 0.025)] {
+    for (bits, bound) in [(BitWidth::B8, 0.002), (BitWidth::B6, 0.006)] {
         for method in [SoftmaxMethod::RowMax, SoftmaxMethod::TulqA] {
             let mut settings = Settings::new(bits, bits);
             settings.softmax.method = method;
