@@ -7,8 +7,9 @@
 mod common;
 
 use common::raw::{self, fix_checksums, put};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use std::alloc::System;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{BitWidth, Model, ParseError, write};
 
@@ -20,34 +21,21 @@ const FACTOR: usize = 16;
 /// Promised by [`Model::parse`].
 const CONSTANT: usize = 4096;
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every request is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATED.set(ALLOCATED.get() + layout.size());
-        // SAFETY: the caller keeps the contract of `GlobalAlloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `GlobalAlloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// The counter is everybody's: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Bytes that [`Model::parse`] allocates.
 fn allocated(file: &[u8]) -> (usize, Result<(), ParseError>) {
-    let before = ALLOCATED.get();
+    let region = Region::new(COUNTED);
     let result = Model::parse(file).map(drop);
-    (ALLOCATED.get() - before, result)
+    (region.change().bytes_allocated, result)
 }
 
 fn check(file: &[u8]) -> Result<(), ParseError> {
@@ -63,6 +51,7 @@ fn check(file: &[u8]) -> Result<(), ParseError> {
 
 #[test]
 fn allocations_are_counted() {
+    let _alone = alone();
     let (allocated, result) = allocated(GOLDEN);
     assert_eq!(result, Ok(()));
     assert!(allocated > 1000, "{allocated}");
@@ -70,6 +59,7 @@ fn allocations_are_counted() {
 
 #[test]
 fn real_models_allocate_little() {
+    let _alone = alone();
     let softmax = synthetic::row_max_softmax(BitWidth::B4);
     let (bits, config) = (BitWidth::B4, VitConfig::DEIT_TINY);
     let file = write(&synthetic::vit(config, bits, bits, &softmax, 1)).unwrap();
@@ -80,6 +70,7 @@ fn real_models_allocate_little() {
 
 #[test]
 fn mutated_files_stay_within_the_bound() {
+    let _alone = alone();
     for at in 0..GOLDEN.len() - 8 {
         for value in [u64::MAX, 1 << 63, 0xffff_ffff, 0xffff, 0x0101_0101, 0] {
             for len in [1, 2, 4, 8] {
@@ -118,6 +109,7 @@ fn name(number: usize) -> Vec<u8> {
 
 #[test]
 fn crowded_sections_stay_within_the_bound() {
+    let _alone = alone();
     let entry = |parts: &[&[u8]]| parts.concat();
     let shape: &[u8] = &[1, 0, 0, 0, 1, 0, 0, 0];
     crowded(raw::PROGRAM, 8, |n| entry(&[&name(n), shape]));
@@ -142,6 +134,7 @@ fn crowded_sections_stay_within_the_bound() {
 /// the patch embedding's output, of which a token is selected again and again.
 #[test]
 fn crowded_programs_stay_within_the_bound() {
+    let _alone = alone();
     for count in [1000usize, 65000] {
         let mut sections = raw::split(GOLDEN);
         let golden = &raw::split(GOLDEN)[raw::PROGRAM].bytes;
