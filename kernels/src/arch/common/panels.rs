@@ -45,7 +45,7 @@ pub(crate) const fn nibbles(bits: BitWidth) -> bool {
     }
 }
 
-/// Codes unpacked at once: a whole number of bytes at every width.
+/// Codes unpacked at once: whole bytes at every width, whole groups at every `kr`.
 const CHUNK: usize = 64;
 
 impl Layout {
@@ -128,29 +128,32 @@ impl Layout {
         let center = bits.center();
         let row_bytes = bits.row_bytes(shape.k);
         let row = &dense[n * row_bytes..][..row_bytes];
-        let groups = self.groups(shape.k, bits);
+        debug_assert_eq!(CHUNK % self.kr, 0);
+        // Where the output's first weight lies, and how far apart its groups are.
+        let group_len = self.sub * self.kr;
+        let lane = j % self.sub * self.kr;
+        let strip = j / self.sub * self.groups(shape.k, bits) * group_len;
         let mut sum = 0;
         let mut codes = [0; CHUNK];
         for start in (0..shape.k).step_by(CHUNK) {
             let len = usize::min(CHUNK, shape.k - start);
             unpack_chunk(bits, &row[bits.row_bytes(start)..], &mut codes[..len]);
-            for (i, &code) in codes[..len].iter().enumerate() {
-                let weight = code.wrapping_sub(center);
-                sum += i32::from(weight as i8);
-                let position = self.position(j, start + i, groups);
+            let groups = (start / self.kr..).zip(codes[..len].chunks(self.kr));
+            for (group, codes) in groups {
+                let weights = codes.iter().map(|code| code.wrapping_sub(center));
+                sum += weights.clone().map(|w| i32::from(w as i8)).sum::<i32>();
                 if nibbles(bits) {
-                    let pair = 2 * self.sub * self.kr;
-                    let within = position % pair;
-                    let high = within >= pair / 2;
-                    let byte = &mut body[position / pair * (pair / 2) + within % (pair / 2)];
-                    let nibble = weight.wrapping_add(8);
-                    *byte = if high {
-                        *byte & 0x0f | nibble << 4
-                    } else {
-                        *byte & 0xf0 | nibble
-                    };
+                    // Two groups share their bytes; a strip has an even number of them.
+                    let (at, shift) = (strip / 2 + group / 2 * group_len + lane, group % 2 * 4);
+                    for (byte, weight) in body[at..].iter_mut().zip(weights) {
+                        let nibble = weight.wrapping_add(8) & 0x0f;
+                        *byte = *byte & (0xf0 >> shift) | nibble << shift;
+                    }
                 } else {
-                    body[position] = weight;
+                    let at = strip + group * group_len + lane;
+                    for (byte, weight) in body[at..].iter_mut().zip(weights) {
+                        *byte = weight;
+                    }
                 }
             }
         }
