@@ -14,6 +14,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 /// Number of a buffer: an index into [`Program::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -361,6 +362,46 @@ impl Program {
             }
         }
         coded
+    }
+
+    /// By operation: the rows of its output that anything later looks at.
+    ///
+    /// All rows, or those between the first and last one that is read: in the
+    /// last block of a classifier, the class token alone. Keys and values of
+    /// every token matter to every row of attention.
+    pub fn needed_rows(&self) -> Vec<Range<usize>> {
+        let mut needed: Vec<Option<Range<usize>>> = vec![None; self.buffers.len()];
+        let mut rows = vec![0..0; self.ops.len()];
+        for (index, op) in self.ops.iter().enumerate().rev() {
+            let output = op.output().index();
+            // Nobody reads the logits but the caller; and a buffer without a reader is computed whole.
+            let own = needed[output]
+                .clone()
+                .unwrap_or(0..self.buffers[output].rows);
+            let mut widen = |id: BufferId, rows: Range<usize>| {
+                let slot = &mut needed[id.index()];
+                *slot = Some(match slot.take() {
+                    Some(old) => old.start.min(rows.start)..old.end.max(rows.end),
+                    None => rows,
+                });
+            };
+            match *op {
+                Op::SelectToken { input, token, .. } => widen(input, token..token + 1),
+                Op::LayerNorm { input, .. } => widen(input, own.clone()),
+                Op::Linear {
+                    input, residual, ..
+                } => {
+                    widen(input, own.clone());
+                    if let Some(residual) = residual {
+                        widen(residual, own.clone());
+                    }
+                }
+                Op::Attention { qkv, .. } => widen(qkv, 0..self.buffers[qkv.index()].rows),
+                Op::PatchEmbed { .. } => {}
+            }
+            rows[index] = own;
+        }
+        rows
     }
 
     /// Multiply-accumulate operations of one picture, all matrix products counted.
