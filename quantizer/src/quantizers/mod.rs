@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | [`uniform`] | activations | `2^b`, evenly spaced |
 //! | [`weight`] | weights, per output channel | `2^b`, evenly spaced |
+//! | [`gptq`] | the same, rounded so that errors cancel in the output | `2^b`, evenly spaced |
 //! | [`log2`], [`sulq`], [`truncated_uniform_log2`], [`row_maximum`] | post-softmax attention, behind [`SoftmaxQuantizer`] | `2^b`, denser near zero |
 //!
 //! Each ends in plain data of `tpvit-models`; which one to use, and on what
 //! statistics, is decided in [`crate::calibration`].
 
+pub mod gptq;
 pub mod log2;
 pub mod row_maximum;
 pub mod softmax;
