@@ -7,7 +7,10 @@
 use serde_json::json;
 use tpvit_models::{ModelData, Preprocess, Program, TensorData, TensorRole, WriteError, write};
 
-use crate::calibration::{LayerError, ObserveSettings, QuantPlan, Settings, observe, plan, report};
+use crate::calibration::{
+    Compensation, Decision, LayerError, ObserveSettings, QuantPlan, Settings, compensate, observe,
+    plan, report, steps,
+};
 use crate::weights::Weights;
 
 /// Pictures compared layer by layer at the end; more says little more.
@@ -20,6 +23,8 @@ pub struct Job {
     pub settings: Settings,
     /// How much of the pictures is remembered.
     pub observe: ObserveSettings,
+    /// How the weights' errors are made to cancel; `None` to round each by itself.
+    pub compensation: Option<Compensation>,
     /// Stored in the file; its mean and deviation must be folded into the weights already.
     pub preprocess: Preprocess,
     /// Class names, or none.
@@ -39,6 +44,8 @@ pub struct Quantized {
     pub weights: Weights,
     /// The plan itself.
     pub plan: QuantPlan,
+    /// What compensation brought, group by group; empty without.
+    pub decisions: Vec<Decision>,
     /// Error of each operation's output, worst first.
     pub layers: Vec<LayerError>,
     /// Pictures seen.
@@ -52,6 +59,8 @@ pub enum Stage {
     Observing(usize),
     /// Choosing scales and codes.
     Planning,
+    /// Choosing weights whose errors cancel: pictures run, of so many.
+    Compensating(usize, usize),
     /// Comparing the quantized network with the float one.
     Comparing,
 }
@@ -79,7 +88,22 @@ pub fn quantize(
     let observations = observe(program, &weights, picture, &job.observe, &mut observed);
 
     progress(Stage::Planning);
-    let plan = plan(program, &mut weights, &observations, &job.settings);
+    let mut plan = plan(program, &mut weights, &observations, &job.settings);
+    let mut decisions = Vec::new();
+    if let Some(settings) = &job.compensation {
+        let count = observations.pictures;
+        let total = steps(program, count);
+        let mut ran = |done| progress(Stage::Compensating(done, total));
+        decisions = compensate(
+            program,
+            &mut weights,
+            &mut plan,
+            picture,
+            count,
+            settings,
+            &mut ran,
+        );
+    }
 
     progress(Stage::Comparing);
     let sample: Vec<Vec<f32>> = (0..REPORT_PICTURES).map_while(picture).collect();
@@ -92,6 +116,7 @@ pub fn quantize(
         bytes,
         weights,
         plan,
+        decisions,
         layers,
         pictures: observations.pictures,
     })

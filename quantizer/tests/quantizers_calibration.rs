@@ -6,8 +6,9 @@ use tpvit_models::{
     TensorRole,
 };
 use tpvit_quantizer::calibration::{
-    FakeQuant, Granularity, Observations, ObserveSettings, Settings, fake_weights, kl_divergence,
-    observe, plan, reparameterise, report,
+    Compensation, Decision, FakeQuant, Granularity, LayerGroup, Observations, ObserveSettings,
+    QuantPlan, Settings, compensate, fake_weights, kl_divergence, observe, plan, reparameterise,
+    report, steps,
 };
 use tpvit_quantizer::quantizers::{Affine, RangeFit, ZeroPoint};
 use tpvit_quantizer::reference::{Executor, Hook};
@@ -311,6 +312,95 @@ fn q_and_k_have_one_scale_a_head() {
             assert!(zeros.iter().all(|z| *z == zeros[0]));
         }
     }
+}
+
+/// A network before and after compensation at 4 bits, on 20 pictures.
+#[derive(Debug, PartialEq)]
+struct Compensated {
+    float: Weights,
+    weights: Weights,
+    plan: QuantPlan,
+    decisions: Vec<Decision>,
+    ran: Vec<usize>,
+}
+
+fn compensated(program: &Program, mut weights: Weights) -> Compensated {
+    let observations = observed(program, &weights, 20);
+    let settings = Settings::new(BitWidth::B4, BitWidth::B4);
+    let mut plan = plan(program, &mut weights, &observations, &settings);
+    let float = weights.clone();
+    let mut ran = Vec::new();
+    let decisions = compensate(
+        program,
+        &mut weights,
+        &mut plan,
+        &|i| (i < 20).then(|| picture(i)),
+        20,
+        &Compensation::default(),
+        &mut |done| ran.push(done),
+    );
+    Compensated {
+        float,
+        weights,
+        plan,
+        decisions,
+        ran,
+    }
+}
+
+#[test]
+fn compensation_judges_every_group_once_and_keeps_the_better() {
+    let mut kept = 0;
+    for seed in 0..4 {
+        let (program, weights) = tiny(seed);
+        let made = compensated(&program, weights);
+        let groups: Vec<LayerGroup> = made.decisions.iter().map(|d| d.group).collect();
+        assert_eq!(
+            groups,
+            [
+                LayerGroup::PatchEmbedding,
+                LayerGroup::Normed,
+                LayerGroup::Projection,
+                LayerGroup::Hidden,
+                LayerGroup::Classifier,
+            ]
+        );
+        for pair in made.decisions.windows(2) {
+            let reached = pair[0].rounded.min(pair[0].compensated);
+            assert_eq!(pair[1].rounded, reached, "each starts where the last ended");
+        }
+        assert!(made.ran.is_sorted());
+        assert_eq!(made.ran.last(), Some(&steps(&program, 20)));
+
+        // Every fourth picture judges: what was promised is what is there.
+        let fake = fake_weights(&program, &made.weights, &made.plan);
+        let judges: Vec<usize> = (3..20).step_by(4).collect();
+        let kl = |&i: &usize| {
+            let mut float = Executor::new(&program, &made.float);
+            let mut quantized = Executor::new(&program, &fake);
+            let mut hook = FakeQuant::new(&program, &made.plan.quantization);
+            let image = picture(i);
+            kl_divergence(float.run(&image, &mut ()), quantized.run(&image, &mut hook))
+        };
+        let mean = judges.iter().map(kl).sum::<f64>() / judges.len() as f64;
+        let last = made.decisions[4];
+        assert_eq!(mean, last.rounded.min(last.compensated));
+        kept += made.decisions.iter().filter(|d| d.kept()).count();
+    }
+    assert!(kept > 0, "of 20 groups none was better compensated");
+}
+
+#[test]
+fn compensation_does_not_depend_on_the_number_of_threads() {
+    let (program, weights) = tiny(7);
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let run = || compensated(&program, weights.clone());
+        pool.expect("threads").install(run)
+    };
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(5));
 }
 
 #[test]

@@ -55,6 +55,7 @@ impl Quantized {
         let job = Job {
             settings,
             observe: ObserveSettings::default(),
+            compensation: None,
             preprocess,
             labels: Vec::new(),
             source: serde_json::Value::Null,

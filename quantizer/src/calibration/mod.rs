@@ -3,6 +3,7 @@
 //! ```text
 //! observe   pictures             -> Observations    what flows through each buffer
 //! plan      Observations         -> QuantPlan       scales, zero points, softmax codes, weights
+//! compensate  QuantPlan           -> QuantPlan       weights rounded so that their errors cancel
 //! FakeQuant QuantPlan            -> f32 executor    the plan, exactly, in f32
 //! report    float and FakeQuant  -> error by layer  where the accuracy goes
 //! ```
@@ -16,6 +17,7 @@
 //! `s[k]`, it is `w[n, k] * s[k]`, and the input contributes
 //! `code - zero_point[k]` alone.
 
+mod compensate;
 mod fake_quant;
 mod observe;
 mod observers;
@@ -23,6 +25,7 @@ mod plan;
 mod reparameterise;
 mod report;
 
+pub use compensate::{Compensation, Decision, LayerGroup, compensate, steps};
 pub use fake_quant::{FakeQuant, fake_weights};
 pub use observe::{Observations, ObserveSettings, observe};
 pub use observers::{BufferStats, Columns, Histogram};

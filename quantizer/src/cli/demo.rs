@@ -187,6 +187,7 @@ impl Demo {
         let job = Job {
             settings: Settings::new(bits, bits),
             observe: ObserveSettings::default(),
+            compensation: None,
             preprocess: self.preprocess,
             labels: self.labels.clone(),
             source: self.source.clone(),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use tpvit_models::{BitWidth, Preprocess, SoftmaxMethod, TensorRole};
-use tpvit_quantizer::calibration::{ObserveSettings, Settings};
+use tpvit_quantizer::calibration::{Compensation, ObserveSettings, Settings};
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
 use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures;
@@ -67,7 +67,7 @@ pub(crate) struct MethodArgs {
     #[arg(long, value_parser = parse_bits, value_name = "BITS")]
     first_last_bits: Option<BitWidth>,
     /// How the float network becomes integers
-    #[arg(long, value_enum, default_value = "calibrate")]
+    #[arg(long, value_enum, default_value = "compensate")]
     method: MethodArg,
     /// How post-softmax attention becomes log2 codes
     #[arg(long, value_enum, default_value = "tulq")]
@@ -94,8 +94,11 @@ pub(crate) struct MethodArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum MethodArg {
-    /// Ranges and codes from statistics of the calibration pictures; nothing is trained
+    /// Ranges and codes from statistics of the calibration pictures; each weight is rounded by itself
     Calibrate,
+    /// The same, and the weights of a row are rounded so that their errors cancel in the layer's
+    /// output (GPTQ), where held-back calibration pictures say that it helps
+    Compensate,
 }
 
 /// Names of the attention quantizers.
@@ -136,7 +139,6 @@ fn parse_bits(text: &str) -> Result<BitWidth, String> {
 impl MethodArgs {
     /// The settings these flags describe.
     pub(crate) fn settings(&self) -> Result<Settings> {
-        let MethodArg::Calibrate = self.method;
         let mut settings = Settings::new(self.weight_bits, self.act_bits);
         settings.first_last_bits = self.first_last_bits;
         settings.range = match self.observer {
@@ -163,6 +165,13 @@ impl MethodArgs {
         settings.softmax.integer_step = self.integer_steps;
         settings.softmax.renormalise = self.renormalise.then_some(true);
         Ok(settings)
+    }
+
+    pub(crate) fn compensation(&self) -> Option<Compensation> {
+        match self.method {
+            MethodArg::Calibrate => None,
+            MethodArg::Compensate => Some(Compensation::default()),
+        }
     }
 
     pub(crate) fn observe(&self) -> ObserveSettings {
@@ -198,6 +207,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let job = Job {
         settings,
         observe: args.method.observe(),
+        compensation: args.method.compensation(),
         preprocess,
         labels,
         source: source(&args.model)?,
@@ -282,6 +292,11 @@ pub(crate) fn quantize_with_bar(
     let mut step = |stage| match stage {
         Stage::Observing(done) => bar.set_position(done as u64),
         Stage::Planning => bar.set_message("quantizing"),
+        Stage::Compensating(done, total) => {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            bar.set_message("compensating");
+        }
         Stage::Comparing => bar.set_message("comparing"),
     };
     let weights = imported.weights.clone();
@@ -325,10 +340,31 @@ impl Summary<'_> {
             "pictures": self.made.pictures,
             "skipped_pictures": self.skipped,
             "seconds": self.start.elapsed().as_secs_f64(),
+            "compensation": self.made.decisions.iter().map(|d| json!({
+                "layers": d.group.name(), "kl_rounded": d.rounded,
+                "kl_compensated": d.compensated, "kept": d.kept(),
+            })).collect::<Vec<_>>(),
             "layers": self.made.layers.iter().map(|l| json!({
                 "name": l.name, "error": l.accumulated, "rounding": l.rounding,
             })).collect::<Vec<_>>(),
         }))
+    }
+
+    /// What compensation brought, or nothing.
+    fn compensation(&self) -> String {
+        if self.made.decisions.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new(["compensated weights of", "KL before", "KL after", "kept"]);
+        for d in &self.made.decisions {
+            table.row([
+                d.group.name().into(),
+                format!("{:.4}", d.rounded),
+                format!("{:.4}", d.compensated),
+                if d.kept() { "yes" } else { "no" }.into(),
+            ]);
+        }
+        format!("{}\n", table.render())
     }
 
     fn text(&self) -> Result<String> {
@@ -349,6 +385,7 @@ impl Summary<'_> {
             ]);
         }
         let s = &self.job.settings;
+        let compensation = self.compensation();
         let skipped = match self.skipped {
             0 => String::new(),
             n => format!(" ({n} broken ones skipped)"),
@@ -356,7 +393,7 @@ impl Summary<'_> {
         let made = self.made.bytes.len();
         Ok(format!(
             "error of each output against float, worst first (0 is exact, 1 as wrong as its mean):\n\n\
-             {}\n\
+             {}\n{compensation}\
              {}: W{}A{}, attention {:?}\n\
              preprocessing  {}\n\
              calibration    {} pictures{skipped}\n\

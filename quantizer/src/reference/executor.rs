@@ -66,6 +66,11 @@ impl<'a> Executor<'a> {
         &self.buffers[id.index()]
     }
 
+    /// Patches of the picture that ran last, `[patches, patch_h * patch_w * 3]`.
+    pub fn patches(&self) -> &[f32] {
+        &self.patches
+    }
+
     /// Logits of one picture, `[classes]`.
     ///
     /// `image` is `[height, width, 3]`, on the scale that the weights expect.
