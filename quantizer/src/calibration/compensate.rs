@@ -28,20 +28,24 @@ const HELD_BACK: usize = 4;
 /// At most so many pictures judge; each is run some ten times.
 const MOST_JUDGES: usize = 48;
 
+/// Dampings tried for each group of layers.
+const DAMPINGS: usize = 3;
+
 /// How to compensate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Compensation {
     /// How often a row of the class token counts, against once for others.
     pub class_weight: f32,
-    /// Added to the diagonal of the second moments, in parts of its mean.
-    pub damping: f64,
+    /// What may be added to the diagonal of the second moments, in parts of its
+    /// mean; each is tried. The more, the closer to plain rounding.
+    pub dampings: [f64; DAMPINGS],
 }
 
 impl Default for Compensation {
     fn default() -> Self {
         Compensation {
             class_weight: 20.0,
-            damping: 0.01,
+            dampings: [0.01, 0.1, 1.0],
         }
     }
 }
@@ -82,8 +86,10 @@ pub struct Decision {
     /// Mean KL of the held-back pictures from the float network, nats, with
     /// plain rounding of this group.
     pub rounded: f64,
-    /// The same with compensated codes.
+    /// The same with the best compensated codes.
     pub compensated: f64,
+    /// Their damping.
+    pub damping: f64,
 }
 
 impl Decision {
@@ -158,30 +164,39 @@ pub fn compensate(
     let mut current = judge(weights, plan);
     let mut decisions = Vec::new();
     for group in groups {
-        let (mut new_weights, mut new_plan) = (weights.clone(), plan.clone());
-        for (layer, second) in layers
-            .iter()
-            .zip(&moments)
-            .filter(|(l, _)| l.group == group)
-        {
-            round(
-                program,
-                layer,
-                second,
-                settings,
-                &mut new_weights,
-                &mut new_plan,
-            );
-        }
-        let decision = Decision {
+        let mut decision = Decision {
             group,
             rounded: current,
-            compensated: judge(&new_weights, &new_plan),
+            compensated: f64::INFINITY,
+            damping: f64::NAN,
         };
-        if decision.kept() {
-            current = decision.compensated;
-            (*weights, *plan) = (new_weights, new_plan);
+        let before = (weights.clone(), plan.clone());
+        for damping in settings.dampings {
+            let (mut new_weights, mut new_plan) = before.clone();
+            for (layer, second) in layers
+                .iter()
+                .zip(&moments)
+                .filter(|(l, _)| l.group == group)
+            {
+                round(
+                    program,
+                    layer,
+                    second,
+                    damping,
+                    &mut new_weights,
+                    &mut new_plan,
+                );
+            }
+            let compensated = judge(&new_weights, &new_plan);
+            if compensated < decision.compensated {
+                decision.compensated = compensated;
+                decision.damping = damping;
+                if decision.kept() {
+                    (*weights, *plan) = (new_weights, new_plan);
+                }
+            }
         }
+        current = current.min(decision.compensated);
         decisions.push(decision);
     }
     decisions
@@ -193,7 +208,7 @@ pub fn steps(program: &Program, count: usize) -> usize {
     let mut groups: Vec<LayerGroup> = layers(program).iter().map(|l| l.group).collect();
     groups.sort_unstable();
     groups.dedup();
-    teachers.len() + judges.len() * (2 + groups.len())
+    teachers.len() + judges.len() * (2 + DAMPINGS * groups.len())
 }
 
 /// Pictures that judge and pictures that teach; one alone does both.
@@ -403,7 +418,7 @@ fn round(
     program: &Program,
     layer: &Layer,
     second: &Second,
-    settings: &Compensation,
+    damping: f64,
     weights: &mut Weights,
     plan: &mut QuantPlan,
 ) {
@@ -428,7 +443,7 @@ fn round(
             row.iter_mut().zip(scales).for_each(|(x, t)| *x /= s * t);
         }
     }
-    let Some(factored) = gptq::Moments::factor(&moments, k, settings.damping) else {
+    let Some(factored) = gptq::Moments::factor(&moments, k, damping) else {
         return;
     };
     let new = factored.round(&target, old);

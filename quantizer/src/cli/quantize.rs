@@ -342,7 +342,7 @@ impl Summary<'_> {
             "seconds": self.start.elapsed().as_secs_f64(),
             "compensation": self.made.decisions.iter().map(|d| json!({
                 "layers": d.group.name(), "kl_rounded": d.rounded,
-                "kl_compensated": d.compensated, "kept": d.kept(),
+                "kl_compensated": d.compensated, "damping": d.damping, "kept": d.kept(),
             })).collect::<Vec<_>>(),
             "layers": self.made.layers.iter().map(|l| json!({
                 "name": l.name, "error": l.accumulated, "rounding": l.rounding,
@@ -355,12 +355,19 @@ impl Summary<'_> {
         if self.made.decisions.is_empty() {
             return String::new();
         }
-        let mut table = Table::new(["compensated weights of", "KL before", "KL after", "kept"]);
+        let mut table = Table::new([
+            "compensated weights of",
+            "KL before",
+            "KL after",
+            "damping",
+            "kept",
+        ]);
         for d in &self.made.decisions {
             table.row([
                 d.group.name().into(),
                 format!("{:.4}", d.rounded),
                 format!("{:.4}", d.compensated),
+                d.damping.to_string(),
                 if d.kept() { "yes" } else { "no" }.into(),
             ]);
         }
