@@ -20,10 +20,12 @@ use tpvit_kernels::{
     SoftmaxKind as Kind,
 };
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, BufferId, Model, Op, SoftmaxKind, SoftmaxQuant,
+    Activation, ActivationQuant, BitWidth, BufferId, Model, Op, Program, SoftmaxKind, SoftmaxQuant,
     TensorId, WeightTensor,
 };
 
+use crate::aligned::Aligned;
+use crate::lanes::{ExchangeSize, owner, share};
 use crate::plan::{self, Life, Place};
 use crate::session::{AttentionMethod, MemoryPlan, Options, SessionError};
 
@@ -43,21 +45,28 @@ pub(crate) struct Step {
     pub(crate) work: Work,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there are a hundred of them, beside megabytes of weights"
-)]
 pub(crate) enum Work {
     PatchEmbed(PatchEmbed),
     LayerNorm(LayerNorm),
     Linear(Linear),
     Attention(Attention),
-    SelectToken { input: Place, token: usize },
+    SelectToken(SelectToken),
+}
+
+impl Work {
+    /// Whether all lanes meet in it, even those that compute no row.
+    pub(crate) fn meets(&self) -> bool {
+        match self {
+            Work::Attention(_) => true,
+            Work::SelectToken(work) => work.owner != 0,
+            Work::PatchEmbed(_) | Work::LayerNorm(_) | Work::Linear(_) => false,
+        }
+    }
 }
 
 pub(crate) struct PatchEmbed {
     pub(crate) patch: [usize; 2],
-    /// Where the patches are gathered, `[patches, patch_h * patch_w * 3]`.
+    /// Where a lane gathers its patches, `[patches, patch_h * patch_w * 3]`.
     pub(crate) patches: Place,
     pub(crate) product: Product,
     /// `[p, d]`.
@@ -93,7 +102,7 @@ pub(crate) enum Residual {
 /// A matrix product with everything but its input.
 pub(crate) struct Product {
     pub(crate) shape: GemmShape,
-    pub(crate) packed: Vec<u8>,
+    pub(crate) packed: Aligned<u8>,
     pub(crate) scale: Vec<f32>,
     pub(crate) bias: Vec<f32>,
     pub(crate) correction: Vec<i32>,
@@ -134,7 +143,8 @@ impl Quant {
 
 pub(crate) struct Attention {
     pub(crate) qkv: Place,
-    /// `[heads, pack_len]`: keys and values in the order of this CPU.
+    /// Keys and values of one head in the order of this CPU, where one lane
+    /// has all rows.
     pub(crate) packed: Place,
     pub(crate) pack_len: usize,
     pub(crate) heads: Vec<Head>,
@@ -155,6 +165,14 @@ pub(crate) struct Head {
     /// In 1/64 of a score step; see [`integer_thresholds`].
     pub(crate) thresholds: Vec<i32>,
     pub(crate) kind: Kind,
+}
+
+/// Copies one row into the one row of its output.
+pub(crate) struct SelectToken {
+    pub(crate) input: Place,
+    /// The lane that has the row, and which of its rows it is.
+    pub(crate) owner: usize,
+    pub(crate) row: usize,
 }
 
 impl Attention {
@@ -189,16 +207,25 @@ impl Step {
 /// Where everything goes, before anything is allocated.
 pub(crate) struct Layout {
     targets: Vec<Target>,
-    /// By operation: extra bytes it needs while it runs (patches, packed heads).
+    /// By operation: extra bytes it needs while it runs (patches, a packed head).
     extra: Vec<Place>,
     rows: Vec<Range<usize>>,
+    pub(crate) sizes: Sizes,
+    weight_bytes: usize,
+    constant_bytes: usize,
+    attention: AttentionMethod,
+}
+
+/// How much memory each lane has, and all together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) lanes: usize,
     pub(crate) floats_len: usize,
     pub(crate) bytes_len: usize,
     pub(crate) sums_len: usize,
     pub(crate) scratch_len: usize,
-    weight_bytes: usize,
-    constant_bytes: usize,
-    attention: AttentionMethod,
+    /// Nothing if there is one lane.
+    pub(crate) exchange: ExchangeSize,
 }
 
 impl Layout {
@@ -208,7 +235,8 @@ impl Layout {
         options: &Options,
     ) -> Result<Layout, SessionError> {
         let program = model.program();
-        let mut lives = plan::lives(program);
+        let lanes = options.threads.max(1);
+        let mut lives = plan::lives(program, lanes);
         let rows = match options.all_rows {
             true => program
                 .ops
@@ -217,7 +245,7 @@ impl Layout {
                 .collect(),
             false => plan::needed_rows(program),
         };
-        let mut needs = Needs::new(options.attention);
+        let mut needs = Needs::new(options.attention, lanes);
         let mut extra_lives = Vec::new();
         for (index, op) in program.ops.iter().enumerate() {
             let len = needs.add(model, kernels, index, op)?;
@@ -228,6 +256,7 @@ impl Layout {
                 len,
             });
         }
+        check_logits(program)?;
         let (float_places, floats_len) = plan::place(&lives.floats);
         let (byte_places, bytes_len) = plan::place(&lives.bytes);
         let targets = lives
@@ -245,10 +274,14 @@ impl Layout {
                 .map(|l| byte_places[l].clone())
                 .collect(),
             rows,
-            floats_len,
-            bytes_len,
-            sums_len: needs.sums,
-            scratch_len: needs.scratch * options.threads.max(1),
+            sizes: Sizes {
+                lanes,
+                floats_len,
+                bytes_len,
+                sums_len: needs.sums,
+                scratch_len: needs.scratch,
+                exchange: needs.exchange,
+            },
             weight_bytes: needs.weights,
             constant_bytes: needs.constants,
             attention: options.attention,
@@ -256,10 +289,14 @@ impl Layout {
     }
 
     pub(crate) fn memory(&self) -> MemoryPlan {
+        let sizes = &self.sizes;
+        let exchange = &sizes.exchange;
+        let floats = sizes.lanes * sizes.floats_len + exchange.floats;
+        let exchanged = exchange.pixels + exchange.codes + exchange.heads * exchange.head_len;
         MemoryPlan {
-            float_bytes: self.floats_len * size_of::<f32>(),
-            code_bytes: self.bytes_len,
-            scratch_bytes: self.scratch_len + self.sums_len * size_of::<i32>(),
+            float_bytes: floats * size_of::<f32>(),
+            code_bytes: sizes.lanes * sizes.bytes_len + exchanged,
+            scratch_bytes: sizes.lanes * (sizes.scratch_len + sizes.sums_len * size_of::<i32>()),
             weight_bytes: self.weight_bytes,
             constant_bytes: self.constant_bytes,
         }
@@ -287,9 +324,23 @@ impl Layout {
     }
 }
 
+/// The logits are one row, which lane 0 has.
+fn check_logits(program: &Program) -> Result<(), SessionError> {
+    let op = program.ops.len() - 1;
+    match program.buffers[program.ops[op].output().index()].rows {
+        1 => Ok(()),
+        _ => Err(SessionError::Unsupported {
+            op,
+            what: "logits in more than one row",
+        }),
+    }
+}
+
 /// Sizes that grow over the operations.
 struct Needs {
     attention: AttentionMethod,
+    lanes: usize,
+    exchange: ExchangeSize,
     sums: usize,
     scratch: usize,
     weights: usize,
@@ -297,9 +348,11 @@ struct Needs {
 }
 
 impl Needs {
-    fn new(attention: AttentionMethod) -> Needs {
+    fn new(attention: AttentionMethod, lanes: usize) -> Needs {
         Needs {
             attention,
+            lanes,
+            exchange: ExchangeSize::default(),
             sums: 0,
             scratch: 0,
             weights: 0,
@@ -307,7 +360,7 @@ impl Needs {
         }
     }
 
-    /// Adds what `op` needs; returns the bytes it wants while it runs.
+    /// Adds what `op` needs; returns the bytes that a lane wants while it runs.
     fn add(
         &mut self,
         model: &Model<'_>,
@@ -334,10 +387,14 @@ impl Needs {
                 let d = buffer(output).cols;
                 let prefix_rows = prefix.map_or(0, |p| program.tensors[p.index()].rows);
                 let patches = buffer(output).rows - prefix_rows;
-                self.product(kernels, product_shape(model, weight, u8::MAX), patches);
+                let own = share(buffer(output).rows, 0, self.lanes).len().min(patches);
+                self.product(kernels, product_shape(model, weight, u8::MAX), own);
+                if self.lanes > 1 {
+                    self.exchange.pixels = program.image[0] * program.image[1] * 3;
+                }
                 self.constants += prefix_rows * d * size_of::<f32>();
                 self.constants += position.map_or(0, |_| patches * d * size_of::<f32>());
-                Ok(patches * patch[0] * patch[1] * 3)
+                Ok(own * patch[0] * patch[1] * 3)
             }
             Op::LayerNorm { input, .. } => {
                 self.constants += 2 * buffer(input).cols * size_of::<f32>();
@@ -358,7 +415,7 @@ impl Needs {
                 self.product(
                     kernels,
                     product_shape(model, weight, act_max),
-                    buffer(input).rows,
+                    share(buffer(input).rows, 0, self.lanes).len(),
                 );
                 Ok(0)
             }
@@ -375,9 +432,22 @@ impl Needs {
                 self.constants += heads * codes.thresholds.len() * size_of::<i32>();
                 self.constants += codes.multipliers.len() * size_of::<i16>();
                 self.constants += heads * head_dim * (size_of::<f32>() + 1);
-                Ok(heads * kernels.attention_pack_len(&shape))
+                let pack_len = kernels.attention_pack_len(&shape);
+                if self.lanes == 1 {
+                    return Ok(pack_len);
+                }
+                let all = shape.tokens * 2 * heads * head_dim;
+                self.exchange.codes = self.exchange.codes.max(all);
+                self.exchange.heads = self.exchange.heads.max(heads);
+                self.exchange.head_len = self.exchange.head_len.max(pack_len);
+                Ok(0)
             }
-            Op::SelectToken { .. } => Ok(0),
+            Op::SelectToken { output, .. } => {
+                if self.lanes > 1 {
+                    self.exchange.floats = self.exchange.floats.max(buffer(output).cols);
+                }
+                Ok(0)
+            }
         }
     }
 
@@ -475,10 +545,16 @@ impl Build<'_> {
                 scale,
                 output,
             } => Work::Attention(self.attention(index, qkv, heads, head_dim, scale, output)),
-            Op::SelectToken { input, token, .. } => Work::SelectToken {
-                input: self.floats(input),
-                token,
-            },
+            Op::SelectToken { input, token, .. } => {
+                let lanes = self.layout.sizes.lanes;
+                let rows = self.model.program().buffers[input.index()].rows;
+                let owner = owner(rows, token, lanes);
+                Work::SelectToken(SelectToken {
+                    input: self.floats(input),
+                    owner,
+                    row: token - share(rows, owner, lanes).start,
+                })
+            }
         }
     }
 
@@ -495,7 +571,7 @@ impl Build<'_> {
     fn product(&self, weight: TensorId, bias: TensorId, input: &ActivationQuant) -> Product {
         let shape = product_shape(self.model, weight, input.bits.max_code());
         let tensor = self.model.weight(weight);
-        let mut packed = vec![0; self.kernels.packed_len(&shape)];
+        let mut packed = Aligned::zeroed(self.kernels.packed_len(&shape));
         self.kernels
             .pack_weights(&shape, tensor.codes(), &mut packed);
         let input_scale = if input.scale.len() == 1 {

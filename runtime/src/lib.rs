@@ -13,8 +13,8 @@
 //! a run needs; [`Session::run`] allocates nothing.
 //!
 //! # Features
-//! - `std` (default): detects the CPU at run time and runs on several threads
-//!   (rayon). Without it the crate needs only `alloc` and runs on one thread.
+//! - `std` (default): detects the CPU at run time and runs on several threads.
+//!   Without it the crate needs only `alloc` and runs on one thread.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -22,11 +22,16 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+mod aligned;
+#[cfg(feature = "std")]
+mod barrier;
 mod compile;
 mod exec;
+mod lanes;
 mod plan;
-mod pool;
 mod session;
+#[cfg(feature = "std")]
+mod team;
 
 pub use session::{
     AttentionMethod, MemoryPlan, Observer, Options, RunError, Session, SessionError, View, softmax,

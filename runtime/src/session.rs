@@ -1,7 +1,6 @@
 //! A model made ready for one CPU, and the memory it runs in.
 
-use alloc::vec;
-use alloc::vec::Vec;
+use alloc::sync::Arc;
 use core::fmt;
 use core::ops::Range;
 
@@ -9,9 +8,9 @@ use tpvit_kernels::reference::exp_log::exp2_nonpositive;
 use tpvit_kernels::{Isa, Kernels};
 use tpvit_models::{BufferId, Model, Program};
 
-use crate::compile::{Layout, Step};
-use crate::exec::Memory;
-use crate::pool::Pool;
+use crate::compile::Layout;
+use crate::exec::{Lane, Memory, Network};
+use crate::lanes::{Exchange, Team};
 
 /// How attention codes meet values; both give the same integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +121,8 @@ impl core::error::Error for RunError {}
 pub struct MemoryPlan {
     /// Residual stream and logits, f32.
     pub float_bytes: usize,
-    /// Activation codes, and one head's keys and values re-ordered.
+    /// Activation codes, and one head's keys and values re-ordered; with several
+    /// threads also what they exchange: a picture, twice all keys and values.
     pub code_bytes: usize,
     /// Unpacked weight panels, score blocks and row sums of all threads.
     pub scratch_bytes: usize,
@@ -162,7 +162,7 @@ pub enum View<'a> {
 }
 
 /// Sees a run as it happens: for profiles and for tests.
-pub trait Observer: Send {
+pub trait Observer {
     /// Operation `op` has written `rows` of buffer `output`, all of which
     /// `view` holds; other rows are not computed.
     fn after(&mut self, op: usize, output: BufferId, rows: Range<usize>, view: View<'_>);
@@ -175,13 +175,14 @@ impl Observer for () {
 
 /// A model ready to run: weights in this CPU's order, memory in place.
 ///
-/// Holds all it needs; the file's bytes may be dropped.
+/// Holds all it needs; the file's bytes may be dropped. With several threads,
+/// all but the caller's wait between pictures and end with the session.
 pub struct Session {
-    pub(crate) kernels: &'static Kernels,
-    pub(crate) program: Program,
-    pub(crate) steps: Vec<Step>,
-    pub(crate) pool: Pool,
+    network: Arc<Network>,
+    /// Lane 0's.
     memory: Memory,
+    /// The other lanes, if there are any.
+    team: Option<Team>,
     plan: MemoryPlan,
 }
 
@@ -194,37 +195,45 @@ impl Session {
     pub fn new(model: &Model<'_>, options: &Options) -> Result<Session, SessionError> {
         let kernels = kernels(options)?;
         let layout = Layout::new(model, kernels, options)?;
-        let pool = Pool::new(options.threads).ok_or(SessionError::Threads {
-            threads: options.threads,
-        })?;
-        let memory = Memory {
-            floats: vec![0.0; layout.floats_len],
-            bytes: vec![0; layout.bytes_len],
-            sums: vec![0; layout.sums_len],
-            scratch: vec![0; layout.scratch_len],
-        };
-        Ok(Session {
+        let network = Arc::new(Network {
             kernels,
             program: model.program().clone(),
-            plan: layout.memory(),
+            sizes: layout.sizes,
             steps: layout.steps(model, kernels),
-            pool,
-            memory,
+        });
+        let team = match layout.sizes.lanes {
+            1 => None,
+            threads => Some(Team::start(&network).ok_or(SessionError::Threads { threads })?),
+        };
+        Ok(Session {
+            memory: Memory::new(layout.sizes),
+            plan: layout.memory(),
+            network,
+            team,
         })
     }
 
     /// The logits `[classes]` of one picture.
     ///
     /// `pixels` is `[height, width, 3]`, RGB, u8, as preprocessing leaves it:
-    /// mean and deviation are in the weights. Allocates nothing on one thread.
+    /// mean and deviation are in the weights. Allocates nothing.
     ///
     /// # Errors
     /// [`RunError::Pixels`] if the length is wrong.
     pub fn run(&mut self, pixels: &[u8]) -> Result<&[f32], RunError> {
-        self.run_observed(pixels, &mut ())
+        self.check_pixels(pixels)?;
+        let (network, memory) = (&self.network, &mut self.memory);
+        in_lane_0(network, memory, self.team.as_ref(), pixels, false, |lane| {
+            lane.forward(pixels);
+        });
+        Ok(self.logits())
     }
 
     /// As [`run`](Session::run), telling `observer` after each operation.
+    ///
+    /// With several threads this is slower than `run`: after each operation
+    /// all meet, and its output is gathered for the observer, in memory that
+    /// the first such run allocates.
     ///
     /// # Errors
     /// As [`run`](Session::run).
@@ -233,7 +242,16 @@ impl Session {
         pixels: &[u8],
         observer: &mut dyn Observer,
     ) -> Result<&[f32], RunError> {
-        let [height, width] = self.program.image;
+        self.check_pixels(pixels)?;
+        let (network, memory) = (&self.network, &mut self.memory);
+        in_lane_0(network, memory, self.team.as_ref(), pixels, true, |lane| {
+            lane.forward_observed(pixels, Some(observer));
+        });
+        Ok(self.logits())
+    }
+
+    fn check_pixels(&self, pixels: &[u8]) -> Result<(), RunError> {
+        let [height, width] = self.network.program.image;
         let expected = height * width * 3;
         if pixels.len() != expected {
             return Err(RunError::Pixels {
@@ -241,17 +259,17 @@ impl Session {
                 found: pixels.len(),
             });
         }
-        let mut memory = core::mem::take(&mut self.memory);
-        let this = &*self;
-        this.pool
-            .enter(|| this.forward(pixels, &mut memory, observer));
-        self.memory = memory;
-        Ok(&self.memory.floats[self.steps[self.steps.len() - 1].float_output()])
+        Ok(())
+    }
+
+    fn logits(&self) -> &[f32] {
+        let steps = &self.network.steps;
+        &self.memory.floats[steps[steps.len() - 1].float_output()]
     }
 
     /// The program that runs.
     pub fn program(&self) -> &Program {
-        &self.program
+        &self.network.program
     }
 
     /// Multiply-accumulate operations that operation `op` really does for one
@@ -260,14 +278,16 @@ impl Session {
     /// # Panics
     /// If there is no such operation.
     pub fn op_macs(&self, op: usize) -> u64 {
-        let step = &self.steps[op];
-        let rows = self.program.buffers[step.output.index()].rows as u64;
-        self.program.op_macs(&self.program.ops[op]) * step.rows.len() as u64 / rows
+        let (program, step) = (&self.network.program, &self.network.steps[op]);
+        let rows = program.buffers[step.output.index()].rows as u64;
+        program.op_macs(&program.ops[op]) * step.rows.len() as u64 / rows
     }
 
     /// The sum of [`op_macs`](Session::op_macs) over all operations.
     pub fn macs(&self) -> u64 {
-        (0..self.steps.len()).map(|op| self.op_macs(op)).sum()
+        (0..self.network.steps.len())
+            .map(|op| self.op_macs(op))
+            .sum()
     }
 
     /// What this session has allocated.
@@ -277,12 +297,35 @@ impl Session {
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.kernels.isa()
+        self.network.kernels.isa()
     }
 
     /// The number of threads in use.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.network.sizes.lanes
+    }
+}
+
+/// Does `work` as lane 0, while the others do theirs.
+fn in_lane_0(
+    network: &Network,
+    memory: &mut Memory,
+    team: Option<&Team>,
+    pixels: &[u8],
+    observed: bool,
+    work: impl FnOnce(&mut Lane<'_>),
+) {
+    let lane = |exchange: Option<&Exchange>| {
+        work(&mut Lane {
+            network,
+            index: 0,
+            memory,
+            exchange,
+        });
+    };
+    match team {
+        None => lane(None),
+        Some(team) => team.run(pixels, observed, |exchange| lane(Some(exchange))),
     }
 }
 
