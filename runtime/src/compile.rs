@@ -13,16 +13,21 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::convert::Infallible;
 use core::ops::Range;
+#[cfg(feature = "std")]
+use std::io::{Read, Seek};
 
 use tpvit_kernels::{
     ActQuant, GemmShape, HeadShape, Kernels, MAX_HEAD_DIM, MAX_TOKENS, ShiftForm, SoftmaxCodes,
     SoftmaxKind as Kind,
 };
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, BufferId, Model, Op, Program, SoftmaxKind, SoftmaxQuant,
-    TensorId, WeightTensor,
+    Activation, ActivationQuant, BitWidth, BufferId, Model, ModelInfo, Op, Program, SoftmaxKind,
+    SoftmaxQuant, Tensor, TensorId, WeightTensor,
 };
+#[cfg(feature = "std")]
+use tpvit_models::{ReadError, TensorReader};
 
 use crate::aligned::Aligned;
 use crate::lanes::{ExchangeSize, owner, share};
@@ -230,11 +235,11 @@ pub(crate) struct Sizes {
 
 impl Layout {
     pub(crate) fn new(
-        model: &Model<'_>,
+        info: &ModelInfo<'_>,
         kernels: &Kernels,
         options: &Options,
     ) -> Result<Layout, SessionError> {
-        let program = model.program();
+        let program = info.program();
         let lanes = options.threads.max(1);
         let mut lives = plan::lives(program, lanes);
         let rows = match options.all_rows {
@@ -248,7 +253,7 @@ impl Layout {
         let mut needs = Needs::new(options.attention, lanes);
         let mut extra_lives = Vec::new();
         for (index, op) in program.ops.iter().enumerate() {
-            let len = needs.add(model, kernels, index, op)?;
+            let len = needs.add(info, kernels, index, op)?;
             extra_lives.push(lives.bytes.len());
             lives.bytes.push(Life {
                 first: index,
@@ -303,24 +308,54 @@ impl Layout {
     }
 
     /// Builds the steps: the one place where weights are re-ordered.
-    pub(crate) fn steps(&self, model: &Model<'_>, kernels: &Kernels) -> Vec<Step> {
-        let build = Build {
+    pub(crate) fn steps<S: TensorSource>(
+        &self,
+        info: &ModelInfo<'_>,
+        tensors: &mut S,
+        kernels: &Kernels,
+    ) -> Result<Vec<Step>, S::Error> {
+        let mut build = Build {
             layout: self,
-            model,
+            info,
+            tensors,
             kernels,
         };
-        model
-            .program()
-            .ops
-            .iter()
-            .enumerate()
-            .map(|(index, op)| Step {
+        let ops = info.program().ops.iter().enumerate();
+        ops.map(|(index, op)| {
+            Ok(Step {
                 rows: self.rows[index].clone(),
                 output: op.output(),
                 target: self.targets[op.output().index()].clone(),
-                work: build.work(index, op),
+                work: build.work(index, op)?,
             })
-            .collect()
+        })
+        .collect()
+    }
+}
+
+/// Gives the tensors of a model, of which one at a time need be in memory.
+pub(crate) trait TensorSource {
+    /// Why it may not.
+    type Error;
+
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, Self::Error>;
+}
+
+/// All in memory.
+impl TensorSource for &Model<'_> {
+    type Error = Infallible;
+
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, Infallible> {
+        Ok(Model::tensor(self, id))
+    }
+}
+
+#[cfg(feature = "std")]
+impl<R: Read + Seek> TensorSource for &mut TensorReader<'_, R> {
+    type Error = ReadError;
+
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, ReadError> {
+        TensorReader::tensor(self, id)
     }
 }
 
@@ -363,14 +398,14 @@ impl Needs {
     /// Adds what `op` needs; returns the bytes that a lane wants while it runs.
     fn add(
         &mut self,
-        model: &Model<'_>,
+        info: &ModelInfo<'_>,
         kernels: &Kernels,
         index: usize,
         op: &Op,
     ) -> Result<usize, SessionError> {
-        let program = model.program();
+        let program = info.program();
         let buffer = |b: BufferId| &program.buffers[b.index()];
-        let quant_bytes = |b: BufferId| match model.quantization().activations[b.index()] {
+        let quant_bytes = |b: BufferId| match info.quantization().activations[b.index()] {
             Some(_) => buffer(b).cols * (size_of::<f32>() + 1),
             None => 0,
         };
@@ -388,7 +423,7 @@ impl Needs {
                 let prefix_rows = prefix.map_or(0, |p| program.tensors[p.index()].rows);
                 let patches = buffer(output).rows - prefix_rows;
                 let own = share(buffer(output).rows, 0, self.lanes).len().min(patches);
-                self.product(kernels, product_shape(model, weight, u8::MAX), own);
+                self.product(kernels, product_shape(info, weight, u8::MAX), own);
                 if self.lanes > 1 {
                     self.exchange.pixels = program.image[0] * program.image[1] * 3;
                 }
@@ -411,10 +446,10 @@ impl Needs {
                     let what = "an activation before a residual";
                     return Err(SessionError::Unsupported { op: index, what });
                 }
-                let act_max = act_quant(model, input).bits.max_code();
+                let act_max = act_quant(info, input).bits.max_code();
                 self.product(
                     kernels,
-                    product_shape(model, weight, act_max),
+                    product_shape(info, weight, act_max),
                     share(buffer(input).rows, 0, self.lanes).len(),
                 );
                 Ok(0)
@@ -425,10 +460,10 @@ impl Needs {
                 head_dim,
                 ..
             } => {
-                let shape = head_shape(model, qkv, head_dim);
-                self.check_attention(model, index, &shape)?;
+                let shape = head_shape(info, qkv, head_dim);
+                self.check_attention(info, index, &shape)?;
                 self.scratch = self.scratch.max(kernels.attention_scratch_len(&shape));
-                let codes = softmax_quant(model, index);
+                let codes = softmax_quant(info, index);
                 self.constants += heads * codes.thresholds.len() * size_of::<i32>();
                 self.constants += codes.multipliers.len() * size_of::<i16>();
                 self.constants += heads * head_dim * (size_of::<f32>() + 1);
@@ -453,11 +488,11 @@ impl Needs {
 
     fn check_attention(
         &self,
-        model: &Model<'_>,
+        info: &ModelInfo<'_>,
         index: usize,
         shape: &HeadShape,
     ) -> Result<(), SessionError> {
-        let multipliers = &softmax_quant(model, index).multipliers;
+        let multipliers = &softmax_quant(info, index).multipliers;
         let unsupported = |what| Err(SessionError::Unsupported { op: index, what });
         if shape.tokens > MAX_TOKENS || shape.head_dim > MAX_HEAD_DIM {
             return unsupported("too many tokens or too wide a head");
@@ -479,15 +514,16 @@ impl Needs {
 }
 
 /// Makes the work of each operation.
-struct Build<'a> {
+struct Build<'a, S> {
     layout: &'a Layout,
-    model: &'a Model<'a>,
+    info: &'a ModelInfo<'a>,
+    tensors: &'a mut S,
     kernels: &'a Kernels,
 }
 
-impl Build<'_> {
-    fn work(&self, index: usize, op: &Op) -> Work {
-        match *op {
+impl<S: TensorSource> Build<'_, S> {
+    fn work(&mut self, index: usize, op: &Op) -> Result<Work, S::Error> {
+        Ok(match *op {
             Op::PatchEmbed {
                 patch,
                 weight,
@@ -496,7 +532,6 @@ impl Build<'_> {
                 position,
                 ..
             } => {
-                let optional = |t: Option<TensorId>| t.map_or(Vec::new(), |t| self.float(t));
                 // Pixels are exact codes: scale 1, zero point 0.
                 let pixels = ActivationQuant {
                     bits: BitWidth::B8,
@@ -506,9 +541,9 @@ impl Build<'_> {
                 Work::PatchEmbed(PatchEmbed {
                     patch,
                     patches: self.layout.extra[index].clone(),
-                    product: self.product(weight, bias, &pixels),
-                    prefix: optional(prefix),
-                    position: optional(position),
+                    product: self.product(weight, bias, &pixels)?,
+                    prefix: self.optional_float(prefix)?,
+                    position: self.optional_float(position)?,
                 })
             }
             Op::LayerNorm {
@@ -519,8 +554,8 @@ impl Build<'_> {
                 output,
             } => Work::LayerNorm(LayerNorm {
                 input: self.floats(input),
-                gamma: self.float(gamma),
-                beta: self.float(beta),
+                gamma: self.float(gamma)?,
+                beta: self.float(beta)?,
                 eps,
                 quant: self.quant(output),
             }),
@@ -533,7 +568,7 @@ impl Build<'_> {
                 output,
             } => Work::Linear(Linear {
                 input: self.codes(input),
-                product: self.product(weight, bias, act_quant(self.model, input)),
+                product: self.product(weight, bias, act_quant(self.info, input))?,
                 activation,
                 residual: self.residual(residual, output),
                 quant: self.quant(output),
@@ -547,7 +582,7 @@ impl Build<'_> {
             } => Work::Attention(self.attention(index, qkv, heads, head_dim, scale, output)),
             Op::SelectToken { input, token, .. } => {
                 let lanes = self.layout.sizes.lanes;
-                let rows = self.model.program().buffers[input.index()].rows;
+                let rows = self.info.program().buffers[input.index()].rows;
                 let owner = owner(rows, token, lanes);
                 Work::SelectToken(SelectToken {
                     input: self.floats(input),
@@ -555,7 +590,7 @@ impl Build<'_> {
                     row: token - share(rows, owner, lanes).start,
                 })
             }
-        }
+        })
     }
 
     fn residual(&self, residual: Option<BufferId>, output: BufferId) -> Residual {
@@ -568,9 +603,15 @@ impl Build<'_> {
         }
     }
 
-    fn product(&self, weight: TensorId, bias: TensorId, input: &ActivationQuant) -> Product {
-        let shape = product_shape(self.model, weight, input.bits.max_code());
-        let tensor = self.model.weight(weight);
+    fn product(
+        &mut self,
+        weight: TensorId,
+        bias: TensorId,
+        input: &ActivationQuant,
+    ) -> Result<Product, S::Error> {
+        let shape = product_shape(self.info, weight, input.bits.max_code());
+        let bias = self.float(bias)?;
+        let tensor = self.tensors.tensor(weight)?.weight();
         let mut packed = Aligned::zeroed(self.kernels.packed_len(&shape));
         self.kernels
             .pack_weights(&shape, tensor.codes(), &mut packed);
@@ -585,14 +626,14 @@ impl Build<'_> {
             .iter()
             .map(|&z| i32::from(z) - center)
             .collect();
-        Product {
+        Ok(Product {
             scale: tensor.scales().iter().map(|s| input_scale * s).collect(),
-            bias: self.float(bias),
+            bias,
             correction: corrections(&tensor, input, &zeros),
             weight_zero: zeros.iter().any(|&z| z != 0).then_some(zeros),
             shape,
             packed,
-        }
+        })
     }
 
     fn attention(
@@ -604,8 +645,8 @@ impl Build<'_> {
         scale: f32,
         output: BufferId,
     ) -> Attention {
-        let codes = softmax_quant(self.model, index);
-        let input = act_quant(self.model, qkv);
+        let codes = softmax_quant(self.info, index);
+        let input = act_quant(self.info, qkv);
         let d = heads * head_dim;
         let head = |h: usize| {
             let (q, k, v) = (h * head_dim, d + h * head_dim, 2 * d + h * head_dim);
@@ -627,7 +668,7 @@ impl Build<'_> {
                 },
             }
         };
-        let shape = head_shape(self.model, qkv, head_dim);
+        let shape = head_shape(self.info, qkv, head_dim);
         Attention {
             qkv: self.codes(qkv),
             packed: self.layout.extra[index].clone(),
@@ -648,13 +689,18 @@ impl Build<'_> {
     }
 
     fn quant(&self, buffer: BufferId) -> Option<Quant> {
-        let cols = self.model.program().buffers[buffer.index()].cols;
-        let quant = self.model.quantization().activations[buffer.index()].as_ref()?;
+        let cols = self.info.program().buffers[buffer.index()].cols;
+        let quant = self.info.quantization().activations[buffer.index()].as_ref()?;
         Some(Quant::new(quant, cols))
     }
 
-    fn float(&self, tensor: TensorId) -> Vec<f32> {
-        self.model.float(tensor).to_vec()
+    fn float(&mut self, tensor: TensorId) -> Result<Vec<f32>, S::Error> {
+        Ok(self.tensors.tensor(tensor)?.float().to_vec())
+    }
+
+    /// Nothing where there is no tensor.
+    fn optional_float(&mut self, tensor: Option<TensorId>) -> Result<Vec<f32>, S::Error> {
+        tensor.map_or(Ok(Vec::new()), |tensor| self.float(tensor))
     }
 
     fn floats(&self, buffer: BufferId) -> Place {
@@ -673,25 +719,27 @@ impl Build<'_> {
 }
 
 /// `z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`, per output, w and z_w signed.
+///
+/// The loops run over unsigned codes, which the compiler makes vector code of;
+/// the centre comes off the sums. No sum leaves an i32: a parsed model's do not.
 fn corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant, zeros: &[i32]) -> Vec<i32> {
+    let cols = tensor.cols();
+    let z_x: Vec<u8> = (0..cols).map(|k| input.zero_point_at(k)).collect();
+    let uniform = z_x.iter().all(|z| *z == z_x[0]);
     let center = i32::from(tensor.bits().center());
-    let zero_sum: i32 = (0..tensor.cols())
-        .map(|k| i32::from(input.zero_point_at(k)))
-        .sum();
-    let mut row = vec![0; tensor.cols()];
-    zeros
-        .iter()
-        .enumerate()
-        .map(|(n, &zero)| {
-            tensor.unpack_row(n, &mut row);
-            let dot: i32 = row
-                .iter()
-                .enumerate()
-                .map(|(k, &w)| i32::from(input.zero_point_at(k)) * (i32::from(w) - center))
-                .sum();
-            zero * zero_sum - dot
-        })
-        .collect()
+    let z_x_sum: i32 = z_x.iter().map(|&z| i32::from(z)).sum();
+    let mut codes = vec![0; cols];
+    let correction = |(n, zero): (usize, &i32)| {
+        tensor.unpack_row(n, &mut codes);
+        let dot: u32 = if uniform {
+            u32::from(z_x[0]) * codes.iter().map(|&w| u32::from(w)).sum::<u32>()
+        } else {
+            let products = z_x.iter().zip(&codes);
+            products.map(|(&z, &w)| u32::from(z) * u32::from(w)).sum()
+        };
+        (zero + center) * z_x_sum - dot as i32
+    };
+    zeros.iter().enumerate().map(correction).collect()
 }
 
 /// Thresholds in 1/64 of a score step of `step` octaves.
@@ -714,32 +762,32 @@ fn floor_to_i32(x: f64) -> i32 {
     truncated.saturating_sub(i32::from(above))
 }
 
-fn product_shape(model: &Model<'_>, weight: TensorId, act_max: u8) -> GemmShape {
-    let tensor = model.weight(weight);
+fn product_shape(info: &ModelInfo<'_>, weight: TensorId, act_max: u8) -> GemmShape {
+    let tensor = &info.program().tensors[weight.index()];
     GemmShape {
-        n: tensor.rows(),
-        k: tensor.cols(),
-        weight_bits: tensor.bits(),
+        n: tensor.rows,
+        k: tensor.cols,
+        weight_bits: info.weight_bits(weight),
         act_max,
     }
 }
 
-fn head_shape(model: &Model<'_>, qkv: BufferId, head_dim: usize) -> HeadShape {
+fn head_shape(info: &ModelInfo<'_>, qkv: BufferId, head_dim: usize) -> HeadShape {
     HeadShape {
-        tokens: model.program().buffers[qkv.index()].rows,
+        tokens: info.program().buffers[qkv.index()].rows,
         head_dim,
-        act_max: act_quant(model, qkv).bits.max_code(),
+        act_max: act_quant(info, qkv).bits.max_code(),
     }
 }
 
-fn act_quant<'a>(model: &'a Model<'_>, buffer: BufferId) -> &'a ActivationQuant {
-    model.quantization().activations[buffer.index()]
+fn act_quant<'a>(info: &'a ModelInfo<'_>, buffer: BufferId) -> &'a ActivationQuant {
+    info.quantization().activations[buffer.index()]
         .as_ref()
         .expect("a parsed model has a quantizer for every coded buffer")
 }
 
-fn softmax_quant<'a>(model: &'a Model<'_>, op: usize) -> &'a SoftmaxQuant {
-    model.quantization().softmax[op]
+fn softmax_quant<'a>(info: &'a ModelInfo<'_>, op: usize) -> &'a SoftmaxQuant {
+    info.quantization().softmax[op]
         .as_ref()
         .expect("a parsed model has a quantizer for every attention")
 }
@@ -747,6 +795,46 @@ fn softmax_quant<'a>(model: &'a Model<'_>, op: usize) -> &'a SoftmaxQuant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tpvit_models::synthetic::{self, VitConfig};
+    use tpvit_models::write;
+
+    /// Every width, zero points that are the same everywhere and that are not.
+    #[test]
+    fn corrections_are_what_the_formula_says() {
+        for bits in BitWidth::ALL {
+            let softmax = synthetic::row_max_softmax(BitWidth::B3);
+            let data = synthetic::vit(VitConfig::SMALLEST, bits, BitWidth::B8, &softmax, 4);
+            let bytes = write(&data).expect("a valid model");
+            let model = Model::parse(&bytes).expect("a valid file");
+            let weights = model.program().ops.iter().filter_map(Op::weight);
+            for tensor in weights.map(|id| model.weight(id)) {
+                let cols = tensor.cols();
+                let each: Vec<u8> = (0..cols).map(|k| (k * 37 % 251) as u8).collect();
+                for zero_point in [vec![0], vec![255], vec![9; cols], each] {
+                    let input = ActivationQuant {
+                        bits: BitWidth::B8,
+                        scale: vec![1.0; zero_point.len()],
+                        zero_point,
+                    };
+                    check_corrections(&tensor, &input);
+                }
+            }
+        }
+    }
+
+    fn check_corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant) {
+        let center = i32::from(tensor.bits().center());
+        let zeros: Vec<i32> = (0..tensor.rows() as i32).map(|n| n % 3 - 1).collect();
+        let found = corrections(tensor, input, &zeros);
+        let mut row = vec![0; tensor.cols()];
+        for (n, zero) in zeros.iter().enumerate() {
+            tensor.unpack_row(n, &mut row);
+            let expected: i32 = (0..tensor.cols())
+                .map(|k| i32::from(input.zero_point_at(k)) * (zero - (i32::from(row[k]) - center)))
+                .sum();
+            assert_eq!(found[n], expected, "output {n}");
+        }
+    }
 
     #[test]
     fn floor_is_towards_minus_infinity_and_saturates() {

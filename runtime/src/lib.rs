@@ -6,11 +6,13 @@
 //! number of threads gives the same bits.
 //!
 //! ```text
-//! bytes ─ Model::parse ▶ Model ─ Session::new ▶ Session ─ run ▶ logits
+//! bytes ─ Model::parse       ▶ Model        ─ Session::new  ▶ Session ─ run ▶ logits
+//! file  ─ TensorReader::open ▶ TensorReader ─ Session::load ▶ Session
 //! ```
 //!
 //! [`Session::new`] re-orders the weights for this CPU and allocates all that
-//! a run needs; [`Session::run`] allocates nothing.
+//! a run needs; [`Session::run`] allocates nothing. `Session::load` does the
+//! same without having the file in memory.
 //!
 //! # Features
 //! - `std` (default): detects the CPU at run time and runs on several threads.
@@ -33,6 +35,8 @@ mod session;
 #[cfg(feature = "std")]
 mod team;
 
+#[cfg(feature = "std")]
+pub use session::LoadError;
 pub use session::{
     AttentionMethod, MemoryPlan, Observer, Options, RunError, Session, SessionError, View, softmax,
 };

@@ -3,12 +3,16 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::ops::Range;
+#[cfg(feature = "std")]
+use std::io::{Read, Seek};
 
 use tpvit_kernels::reference::exp_log::exp2_nonpositive;
 use tpvit_kernels::{Isa, Kernels};
-use tpvit_models::{BufferId, Model, Program};
+use tpvit_models::{BufferId, Model, ModelInfo, Program};
+#[cfg(feature = "std")]
+use tpvit_models::{ReadError, TensorReader};
 
-use crate::compile::Layout;
+use crate::compile::{Layout, TensorSource};
 use crate::exec::{Lane, Memory, Network};
 use crate::lanes::{Exchange, Team};
 
@@ -88,6 +92,56 @@ impl fmt::Display for SessionError {
 
 impl core::error::Error for SessionError {}
 
+/// Why a session cannot be made of a file.
+#[cfg(feature = "std")]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The model cannot run here.
+    Session(SessionError),
+    /// A tensor cannot be read.
+    Read(ReadError),
+}
+
+#[cfg(feature = "std")]
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::Session(error) => error.fmt(f),
+            LoadError::Read(error) => error.fmt(f),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl core::error::Error for LoadError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            LoadError::Session(error) => error.source(),
+            LoadError::Read(error) => error.source(),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl From<ReadError> for LoadError {
+    fn from(error: ReadError) -> LoadError {
+        LoadError::Read(error)
+    }
+}
+
+/// Why a session cannot be made of tensors that fail with `E`.
+enum BuildError<E> {
+    Session(SessionError),
+    Tensor(E),
+}
+
+impl<E> From<SessionError> for BuildError<E> {
+    fn from(error: SessionError) -> BuildError<E> {
+        BuildError::Session(error)
+    }
+}
+
 /// Why a run did not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -137,7 +191,7 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// As [`Session::new`].
-    pub fn new(model: &Model<'_>, options: &Options) -> Result<MemoryPlan, SessionError> {
+    pub fn new(model: &ModelInfo<'_>, options: &Options) -> Result<MemoryPlan, SessionError> {
         Ok(Layout::new(model, kernels(options)?, options)?.memory())
     }
 
@@ -193,13 +247,45 @@ impl Session {
     /// [`SessionError`] if the instruction set or the threads are not to be
     /// had, or an operation has no kernel.
     pub fn new(model: &Model<'_>, options: &Options) -> Result<Session, SessionError> {
+        let mut tensors = model;
+        match Session::build(model, &mut tensors, options) {
+            Ok(session) => Ok(session),
+            Err(BuildError::Session(error)) => Err(error),
+            Err(BuildError::Tensor(never)) => match never {},
+        }
+    }
+
+    /// As [`Session::new`], with the tensors of a file, of which one at a time
+    /// is in memory.
+    ///
+    /// # Errors
+    /// [`LoadError`]: as [`Session::new`], or if a tensor cannot be read.
+    #[cfg(feature = "std")]
+    pub fn load<R: Read + Seek>(
+        mut tensors: TensorReader<'_, R>,
+        options: &Options,
+    ) -> Result<Session, LoadError> {
+        let info = tensors.info();
+        match Session::build(info, &mut &mut tensors, options) {
+            Ok(session) => Ok(session),
+            Err(BuildError::Session(error)) => Err(LoadError::Session(error)),
+            Err(BuildError::Tensor(error)) => Err(LoadError::Read(error)),
+        }
+    }
+
+    fn build<S: TensorSource>(
+        info: &ModelInfo<'_>,
+        tensors: &mut S,
+        options: &Options,
+    ) -> Result<Session, BuildError<S::Error>> {
         let kernels = kernels(options)?;
-        let layout = Layout::new(model, kernels, options)?;
+        let layout = Layout::new(info, kernels, options)?;
+        let steps = layout.steps(info, tensors, kernels);
         let network = Arc::new(Network {
             kernels,
-            program: model.program().clone(),
+            program: info.program().clone(),
             sizes: layout.sizes,
-            steps: layout.steps(model, kernels),
+            steps: steps.map_err(BuildError::Tensor)?,
         });
         let team = match layout.sizes.lanes {
             1 => None,

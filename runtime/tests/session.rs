@@ -1,14 +1,18 @@
 //! A session gives the same bits however it runs, and allocates nothing while
 //! it does.
 
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tpvit_kernels::ShiftForm;
 use tpvit_models::synthetic::{self, VitConfig};
-use tpvit_models::{BitWidth, BufferId, Model, Op, SoftmaxQuant, write};
+use tpvit_models::{
+    BitWidth, BufferId, FileHead, Model, Op, ReadError, SoftmaxQuant, TensorReader, write,
+};
 use tpvit_runtime::{
-    AttentionMethod, Isa, MemoryPlan, Observer, Options, RunError, Session, SessionError, View,
+    AttentionMethod, Isa, LoadError, MemoryPlan, Observer, Options, RunError, Session,
+    SessionError, View,
 };
 
 const CONFIG: VitConfig = VitConfig {
@@ -165,6 +169,54 @@ fn a_token_of_another_lane_is_found() {
     }
     all.dedup();
     assert_eq!(all.len(), 4, "the token matters");
+}
+
+#[test]
+fn a_session_of_a_file_is_that_of_its_bytes() {
+    for (weights, activations) in WIDTHS {
+        let bytes = file(weights, activations, &softmaxes()[1]);
+        let expected = logits(&bytes, &threads(1), &pixels(1));
+        let mut file = Cursor::new(&bytes);
+        let head = FileHead::read(&mut file).expect("bytes can be read");
+        let info = head.parse().expect("a valid file");
+        let tensors = TensorReader::open(&info, file).expect("a valid file");
+        let mut session = Session::load(tensors, &threads(2)).expect("runs here");
+        let found = session.run(&pixels(1)).expect("the right size");
+        assert!(found.iter().map(|x| x.to_bits()).eq(expected));
+    }
+}
+
+/// Its head and the checksum of DATA can be read; then it ends.
+struct Ends(Cursor<Vec<u8>>, bool);
+
+impl Read for Ends {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        match self.1 {
+            true => Ok(0),
+            false => self.0.read(out),
+        }
+    }
+}
+
+impl Seek for Ends {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        // The reader goes to DATA twice: for the checksum, then for a tensor.
+        self.1 = self.0.position() == self.0.get_ref().len() as u64;
+        self.0.seek(to)
+    }
+}
+
+#[test]
+fn a_file_that_ends_while_it_is_read_is_an_error() {
+    let bytes = file(BitWidth::B4, BitWidth::B4, &softmaxes()[0]);
+    let head = FileHead::read(&mut Cursor::new(&bytes)).expect("bytes can be read");
+    let info = head.parse().expect("a valid file");
+    let tensors = TensorReader::open(&info, Ends(Cursor::new(bytes.clone()), false));
+    let error = Session::load(tensors.expect("a valid file"), &threads(1)).err();
+    assert!(
+        matches!(error, Some(LoadError::Read(ReadError::Io(_)))),
+        "{error:?}"
+    );
 }
 
 #[test]
