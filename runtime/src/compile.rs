@@ -296,8 +296,9 @@ impl Layout {
     pub(crate) fn memory(&self) -> MemoryPlan {
         let sizes = &self.sizes;
         let exchange = &sizes.exchange;
-        let floats = sizes.lanes * sizes.floats_len + exchange.floats;
-        let exchanged = exchange.pixels + exchange.codes + exchange.heads * exchange.head_len;
+        let floats = sizes.lanes * sizes.floats_len + exchange.row_len;
+        let head = exchange.head_len + exchange.pack_len;
+        let exchanged = exchange.pixels + exchange.heads * head;
         MemoryPlan {
             float_bytes: floats * size_of::<f32>(),
             code_bytes: sizes.lanes * sizes.bytes_len + exchanged,
@@ -471,15 +472,15 @@ impl Needs {
                 if self.lanes == 1 {
                     return Ok(pack_len);
                 }
-                let all = shape.tokens * 2 * heads * head_dim;
-                self.exchange.codes = self.exchange.codes.max(all);
-                self.exchange.heads = self.exchange.heads.max(heads);
-                self.exchange.head_len = self.exchange.head_len.max(pack_len);
+                let exchange = &mut self.exchange;
+                exchange.heads = exchange.heads.max(heads);
+                exchange.head_len = exchange.head_len.max(shape.tokens * 2 * head_dim);
+                exchange.pack_len = exchange.pack_len.max(pack_len);
                 Ok(0)
             }
             Op::SelectToken { output, .. } => {
                 if self.lanes > 1 {
-                    self.exchange.floats = self.exchange.floats.max(buffer(output).cols);
+                    self.exchange.row_len = self.exchange.row_len.max(buffer(output).cols);
                 }
                 Ok(0)
             }

@@ -300,45 +300,55 @@ impl Run<'_> {
             scratch: &mut self.memory.scratch,
             out,
         };
+        let head_dim = work.shape.head_dim;
+        let count = work.heads.len();
         let Some(exchange) = self.exchange else {
-            let all = KeyValueRows {
-                rows: qkv,
-                stride: 3 * d,
-                keys: d,
-            };
-            for head in 0..work.heads.len() {
+            for head in 0..count {
+                let keys_values = KeysValues {
+                    rows: qkv,
+                    row_stride: 3 * d,
+                    k_col: d + head * head_dim,
+                    v_col: 2 * d + head * head_dim,
+                };
                 // Still in a near cache while its queries pass.
-                heads.pack(head, &all, packed);
+                self.kernels
+                    .attention_pack(&work.shape, &keys_values, packed);
                 heads.attend(head, packed);
             }
             return;
         };
-        let place = self.own.start * 2 * d..self.own.end * 2 * d;
-        exchange.put(|shared| {
-            let rows = shared.codes[place].chunks_exact_mut(2 * d);
-            for (to, from) in rows.zip(qkv.chunks_exact(3 * d)) {
-                to.copy_from_slice(&from[d..]);
-            }
-        });
+        let own_heads = share(count, self.index, self.lanes);
+        let place = self.own.start * 2 * head_dim..self.own.end * 2 * head_dim;
+        for head in (own_heads.start..count).chain(0..own_heads.start) {
+            exchange.put_head(head, |rows| {
+                let rows = rows[place.clone()].chunks_exact_mut(2 * head_dim);
+                for (to, from) in rows.zip(qkv.chunks_exact(3 * d)) {
+                    let (k, v) = to.split_at_mut(head_dim);
+                    k.copy_from_slice(&from[d + head * head_dim..][..head_dim]);
+                    v.copy_from_slice(&from[2 * d + head * head_dim..][..head_dim]);
+                }
+            });
+        }
         exchange.meet();
-        exchange.get(|shared| {
-            let all = KeyValueRows {
-                rows: &shared.codes[..work.shape.tokens * 2 * d],
-                stride: 2 * d,
-                keys: 0,
-            };
-            for head in share(work.heads.len(), self.index, self.lanes) {
-                exchange.put_head(head, |packed| {
-                    heads.pack(head, &all, &mut packed[..work.pack_len]);
-                });
-            }
-        });
+        for head in own_heads {
+            exchange.pack_head(head, |rows, packed| {
+                let keys_values = KeysValues {
+                    rows: &rows[..work.shape.tokens * 2 * head_dim],
+                    row_stride: 2 * head_dim,
+                    k_col: 0,
+                    v_col: head_dim,
+                };
+                let packed = &mut packed[..work.pack_len];
+                self.kernels
+                    .attention_pack(&work.shape, &keys_values, packed);
+            });
+        }
         exchange.meet();
         if self.rows.is_empty() {
             return;
         }
-        for head in 0..work.heads.len() {
-            exchange.get_head(head, |packed| heads.attend(head, &packed[..work.pack_len]));
+        for head in 0..count {
+            exchange.packed_head(head, |packed| heads.attend(head, &packed[..work.pack_len]));
         }
     }
 
@@ -352,25 +362,15 @@ impl Run<'_> {
         }
         let exchange = self.exchange.expect("lane 0 is not the only one");
         if self.index == work.owner {
-            let row = &self.memory.floats[row];
-            exchange.put(|shared| shared.floats[..row.len()].copy_from_slice(row));
+            exchange.put_row(&self.memory.floats[row]);
         }
         exchange.meet();
         if !self.rows.is_empty() {
             let output = self.output();
-            let out = &mut self.memory.floats[output];
-            exchange.get(|shared| out.copy_from_slice(&shared.floats[..out.len()]));
+            exchange.get_row(&mut self.memory.floats[output]);
         }
         exchange.meet(); // before the next row is put in its place
     }
-}
-
-/// Rows that hold the keys of all heads, then the values of all heads.
-struct KeyValueRows<'a> {
-    rows: &'a [u8], // [tokens, stride]
-    stride: usize,
-    /// The column of the first key.
-    keys: usize,
 }
 
 /// Attention of some query rows, head by head.
@@ -384,19 +384,6 @@ struct Heads<'a> {
 }
 
 impl Heads<'_> {
-    /// Re-orders the keys and values of one head.
-    fn pack(&self, head: usize, all: &KeyValueRows<'_>, packed: &mut [u8]) {
-        let shape = &self.work.shape;
-        let col = all.keys + head * shape.head_dim;
-        let keys_values = KeysValues {
-            rows: all.rows,
-            row_stride: all.stride,
-            k_col: col,
-            v_col: col + self.d,
-        };
-        self.kernels.attention_pack(shape, &keys_values, packed);
-    }
-
     /// The columns of one head of the output.
     fn attend(&mut self, head: usize, packed: &[u8]) {
         let (work, this) = (self.work, &self.work.heads[head]);

@@ -35,13 +35,14 @@ pub(crate) fn owner(rows: usize, row: usize, lanes: usize) -> usize {
 pub(crate) struct ExchangeSize {
     /// Bytes of a picture.
     pub(crate) pixels: usize,
-    /// Bytes of the most keys and values of one attention.
-    pub(crate) codes: usize,
-    /// The most heads, and bytes of the longest packed one.
+    /// The most heads of an attention.
     pub(crate) heads: usize,
+    /// Bytes of the keys and values of a head.
     pub(crate) head_len: usize,
-    /// Elements of the longest selected row.
-    pub(crate) floats: usize,
+    /// Bytes of a packed head.
+    pub(crate) pack_len: usize,
+    /// Elements of a selected row.
+    pub(crate) row_len: usize,
 }
 
 /// One lane's part of an output, and where it begins in the whole.
@@ -72,19 +73,23 @@ mod alone {
             match *self {}
         }
 
-        pub(crate) fn put(&self, _: impl FnOnce(&mut Shared)) {
-            match *self {}
-        }
-
-        pub(crate) fn get<R>(&self, _: impl FnOnce(&Shared) -> R) -> R {
-            match *self {}
-        }
-
         pub(crate) fn put_head(&self, _: usize, _: impl FnOnce(&mut [u8])) {
             match *self {}
         }
 
-        pub(crate) fn get_head<R>(&self, _: usize, _: impl FnOnce(&[u8]) -> R) -> R {
+        pub(crate) fn pack_head(&self, _: usize, _: impl FnOnce(&[u8], &mut [u8])) {
+            match *self {}
+        }
+
+        pub(crate) fn packed_head(&self, _: usize, _: impl FnOnce(&[u8])) {
+            match *self {}
+        }
+
+        pub(crate) fn put_row(&self, _: &[f32]) {
+            match *self {}
+        }
+
+        pub(crate) fn get_row(&self, _: &mut [f32]) {
             match *self {}
         }
 

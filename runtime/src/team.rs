@@ -24,9 +24,10 @@
 //!
 //! Nobody writes what another may still read: between the reading of keys and
 //! values and their next writing lies the second meeting, and between the
-//! reading of packed heads and their next writing the first. The locks are
-//! therefore free when they are taken, except where several lanes put their
-//! rows at the same time; they are there because they make sharing safe.
+//! reading of packed heads and their next writing the first. The locks, one for
+//! each head, are therefore free when they are taken, except where lanes put
+//! their rows at the same time, each beginning with another head; they are there
+//! because they make sharing safe.
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -46,9 +47,12 @@ use crate::lanes::{ExchangeSize, Part};
 pub(crate) struct Exchange {
     barrier: Barrier,
     job: RwLock<Job>,
-    rows: RwLock<Shared>,
-    /// Keys and values of each head in the order of this CPU.
-    heads: Vec<RwLock<Aligned<u8>>>,
+    /// Keys and values of each head, `[tokens, 2 * head_dim]`.
+    heads: Vec<RwLock<Vec<u8>>>,
+    /// The same in the order of this CPU.
+    packed: Vec<RwLock<Aligned<u8>>>,
+    /// A row that is selected.
+    row: RwLock<Vec<f32>>,
     /// One operation's whole output, for an observer; grows when first used.
     observed: RwLock<Shared>,
 }
@@ -59,7 +63,7 @@ struct Job {
     observed: bool,
 }
 
-/// Rows of several lanes together.
+/// An output of all lanes together.
 #[derive(Default)]
 pub(crate) struct Shared {
     pub(crate) codes: Vec<u8>,
@@ -80,13 +84,13 @@ impl Exchange {
                 pixels: vec![0; size.pixels],
                 observed: false,
             }),
-            rows: RwLock::new(Shared {
-                codes: vec![0; size.codes],
-                floats: vec![0.0; size.floats],
-            }),
             heads: (0..size.heads)
-                .map(|_| RwLock::new(Aligned::zeroed(size.head_len)))
+                .map(|_| RwLock::new(vec![0; size.head_len]))
                 .collect(),
+            packed: (0..size.heads)
+                .map(|_| RwLock::new(Aligned::zeroed(size.pack_len)))
+                .collect(),
+            row: RwLock::new(vec![0.0; size.row_len]),
             observed: RwLock::default(),
         }
     }
@@ -101,28 +105,34 @@ impl Exchange {
         }
     }
 
-    /// Lets `write` put rows of this lane among those of all.
-    pub(crate) fn put(&self, write: impl FnOnce(&mut Shared)) {
-        let mut rows = entered(self.rows.write());
+    /// Lets `write` put this lane's rows of the keys and values of a head.
+    pub(crate) fn put_head(&self, head: usize, write: impl FnOnce(&mut [u8])) {
+        let mut rows = entered(self.heads[head].write());
         write(&mut rows);
     }
 
-    /// Lets `read` see the rows that all lanes put, after they met.
-    pub(crate) fn get<R>(&self, read: impl FnOnce(&Shared) -> R) -> R {
-        let rows = entered(self.rows.read());
-        read(&rows)
-    }
-
-    /// Lets `write` pack a head. Each head is one lane's.
-    pub(crate) fn put_head(&self, head: usize, write: impl FnOnce(&mut [u8])) {
-        let mut packed = entered(self.heads[head].write());
-        write(&mut packed);
+    /// Lets `write` pack a head, which all lanes put before they met, from its
+    /// rows. Each head is one lane's to pack.
+    pub(crate) fn pack_head(&self, head: usize, write: impl FnOnce(&[u8], &mut [u8])) {
+        let rows = entered(self.heads[head].read());
+        let mut packed = entered(self.packed[head].write());
+        write(&rows, &mut packed);
     }
 
     /// Lets `read` see a packed head, after all lanes met.
-    pub(crate) fn get_head<R>(&self, head: usize, read: impl FnOnce(&[u8]) -> R) -> R {
-        let packed = entered(self.heads[head].read());
-        read(&packed)
+    pub(crate) fn packed_head(&self, head: usize, read: impl FnOnce(&[u8])) {
+        let packed = entered(self.packed[head].read());
+        read(&packed);
+    }
+
+    /// Puts the row that is selected.
+    pub(crate) fn put_row(&self, row: &[f32]) {
+        entered(self.row.write())[..row.len()].copy_from_slice(row);
+    }
+
+    /// Copies the row that was put, after all lanes met.
+    pub(crate) fn get_row(&self, out: &mut [f32]) {
+        out.copy_from_slice(&entered(self.row.read())[..out.len()]);
     }
 
     /// Gathers an output of `len` elements, of which each lane has a part; lane
