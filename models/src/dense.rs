@@ -63,18 +63,30 @@ pub fn unpack_row(bits: BitWidth, bytes: &[u8], codes: &mut [u8]) {
         bits.row_bytes(codes.len()),
         "length of the packed row"
     );
-    let mut bytes = bytes.iter();
-    let mut pending = 0u32; // bits not yet given out, the oldest lowest
-    let mut count = 0;
-    for code in codes {
-        if count < bits.bits() {
-            let byte = bytes.next().expect("the length of the row is checked");
-            pending |= u32::from(*byte) << count;
-            count += 8;
+    match bits {
+        BitWidth::B8 => codes.copy_from_slice(bytes),
+        BitWidth::B4 => {
+            // Two codes a byte: pairs, which the compiler makes vector code of.
+            let (pairs, last) = codes.as_chunks_mut::<2>();
+            for (pair, byte) in pairs.iter_mut().zip(bytes) {
+                *pair = [byte & 0x0f, byte >> 4];
+            }
+            for (code, byte) in last.iter_mut().zip(&bytes[pairs.len()..]) {
+                *code = byte & 0x0f;
+            }
         }
-        *code = (pending as u8) & bits.max_code();
-        pending >>= bits.bits();
-        count -= bits.bits();
+        BitWidth::B2 | BitWidth::B3 | BitWidth::B6 => {
+            // Eight codes are as many bytes as a code has bits.
+            let width = bits.bits() as usize;
+            for (eight, bytes) in codes.chunks_mut(8).zip(bytes.chunks(width)) {
+                let mut word = [0; 8];
+                word[..bytes.len()].copy_from_slice(bytes);
+                let word = u64::from_le_bytes(word);
+                for (i, code) in eight.iter_mut().enumerate() {
+                    *code = (word >> (i * width)) as u8 & bits.max_code();
+                }
+            }
+        }
     }
 }
 

@@ -2,15 +2,19 @@
 //! quantized, its preprocessing, and the `.tpv` file that holds them.
 //!
 //! Written by the quantizer with [`write()`], read back by the runtime with
-//! [`Model::parse`], which checks everything once and borrows the bytes.
+//! [`Model::parse`], which checks everything once and borrows the bytes, or
+//! with `TensorReader`, which has one tensor in memory at a time.
 //!
 //! # Features
-//! - `std` (default): lets the checksum use the CPU's instructions, and is
-//!   passed on to `tpvit-kernels`. Without it the crate needs only `alloc`.
+//! - `std` (default): reads files, lets the checksum use the CPU's
+//!   instructions, and is passed on to `tpvit-kernels`. Without it the crate
+//!   needs only `alloc`.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
 
 pub mod dense;
 pub mod file;
@@ -19,8 +23,11 @@ pub mod program;
 pub mod quant;
 pub mod synthetic;
 
+#[cfg(feature = "std")]
+pub use file::{FileHead, ReadError, TensorReader};
 pub use file::{
-    FloatTensor, Model, ModelData, ParseError, Tensor, TensorData, WeightTensor, WriteError, write,
+    FloatTensor, Model, ModelData, ModelInfo, ParseError, Tensor, TensorData, WeightTensor,
+    WriteError, write,
 };
 pub use preprocess::{Interpolation, Preprocess, Resize};
 pub use program::{

@@ -67,6 +67,12 @@ impl VitConfig {
         ..VitConfig::DEIT_TINY
     };
 
+    /// ViT-S with patches of 14 pixels, DINOv2's: 257 tokens, 22 M parameters.
+    pub const VIT_SMALL_14: VitConfig = VitConfig {
+        patch: 14,
+        ..VitConfig::DEIT_SMALL
+    };
+
     /// ViT-B and DeiT-B, 86 M parameters.
     pub const VIT_BASE: VitConfig = VitConfig {
         dim: 768,

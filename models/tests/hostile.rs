@@ -3,15 +3,17 @@
 
 mod common;
 
+use std::io::Cursor;
+
 use common::hand::golden;
 use common::raw::{self, RawSection, entry_at, fix_checksums, put, u32_at};
 use proptest::prelude::*;
 use tpvit_models::file::SectionKind;
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, Buffer, BufferId, Model, ModelData, Op, ParseError,
-    ProgramError, Resize, SoftmaxKind, Tensor, TensorData, TensorId, TensorInfo, TensorRole,
-    WeightQuant, WriteError, write,
+    Activation, ActivationQuant, BitWidth, Buffer, BufferId, FileHead, Model, ModelData, Op,
+    ParseError, ProgramError, ReadError, Resize, SoftmaxKind, Tensor, TensorData, TensorId,
+    TensorInfo, TensorReader, TensorRole, WeightQuant, WriteError, write,
 };
 
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
@@ -22,7 +24,24 @@ const MINOR_VERSION: core::ops::Range<usize> = 10..12;
 /// Calls every accessor. If the bytes are accepted, they are the one way to
 /// write what was read.
 fn read(bytes: &[u8]) -> Result<(), ParseError> {
-    let model = Model::parse(bytes)?;
+    let streamed = stream(bytes);
+    let model = match Model::parse(bytes) {
+        Ok(model) => model,
+        Err(error) => {
+            let other = streamed.expect_err("one reader is as strict as the other");
+            // The checksum of DATA comes first here, after the rest there.
+            let data_checksum = matches!(
+                error,
+                ParseError::SectionChecksum {
+                    section: SectionKind::Data,
+                    ..
+                }
+            );
+            assert!(data_checksum || other.to_string() == error.to_string());
+            return Err(error);
+        }
+    };
+    assert_eq!(streamed, Ok(()));
     for index in 0..model.program().tensors.len() {
         match model.tensor(TensorId(index as u16)) {
             Tensor::Float(float) => assert!(float.iter().all(f32::is_finite)),
@@ -45,6 +64,22 @@ fn read(bytes: &[u8]) -> Result<(), ParseError> {
         again == bytes,
         "the file is not the one way to write its model"
     );
+    Ok(())
+}
+
+/// Reads as a file, one tensor at a time.
+fn stream(bytes: &[u8]) -> Result<(), ParseError> {
+    let parsed = |error| match error {
+        ReadError::Parse(error) => error,
+        error => panic!("all bytes are there: {error}"),
+    };
+    let mut file = Cursor::new(bytes);
+    let head = FileHead::read(&mut file).expect("bytes can be read");
+    let info = head.parse()?;
+    let mut tensors = TensorReader::open(&info, file).map_err(parsed)?;
+    for index in 0..info.program().tensors.len() {
+        tensors.tensor(TensorId(index as u16)).map_err(parsed)?;
+    }
     Ok(())
 }
 

@@ -13,17 +13,24 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::convert::Infallible;
 use core::ops::Range;
+#[cfg(feature = "std")]
+use std::io::{Read, Seek};
 
 use tpvit_kernels::{
     ActQuant, GemmShape, HeadShape, Kernels, MAX_HEAD_DIM, MAX_TOKENS, ShiftForm, SoftmaxCodes,
     SoftmaxKind as Kind,
 };
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, BufferId, Model, Op, SoftmaxKind, SoftmaxQuant,
-    TensorId, WeightTensor,
+    Activation, ActivationQuant, BitWidth, BufferId, Model, ModelInfo, Op, Program, SoftmaxKind,
+    SoftmaxQuant, Tensor, TensorId, WeightTensor,
 };
+#[cfg(feature = "std")]
+use tpvit_models::{ReadError, TensorReader};
 
+use crate::aligned::Aligned;
+use crate::lanes::{ExchangeSize, owner, share};
 use crate::plan::{self, Life, Place};
 use crate::session::{AttentionMethod, MemoryPlan, Options, SessionError};
 
@@ -43,21 +50,28 @@ pub(crate) struct Step {
     pub(crate) work: Work,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there are a hundred of them, beside megabytes of weights"
-)]
 pub(crate) enum Work {
     PatchEmbed(PatchEmbed),
     LayerNorm(LayerNorm),
     Linear(Linear),
     Attention(Attention),
-    SelectToken { input: Place, token: usize },
+    SelectToken(SelectToken),
+}
+
+impl Work {
+    /// Whether all lanes meet in it, even those that compute no row.
+    pub(crate) fn meets(&self) -> bool {
+        match self {
+            Work::Attention(_) => true,
+            Work::SelectToken(work) => work.owner != 0,
+            Work::PatchEmbed(_) | Work::LayerNorm(_) | Work::Linear(_) => false,
+        }
+    }
 }
 
 pub(crate) struct PatchEmbed {
     pub(crate) patch: [usize; 2],
-    /// Where the patches are gathered, `[patches, patch_h * patch_w * 3]`.
+    /// Where a lane gathers its patches, `[patches, patch_h * patch_w * 3]`.
     pub(crate) patches: Place,
     pub(crate) product: Product,
     /// `[p, d]`.
@@ -93,7 +107,7 @@ pub(crate) enum Residual {
 /// A matrix product with everything but its input.
 pub(crate) struct Product {
     pub(crate) shape: GemmShape,
-    pub(crate) packed: Vec<u8>,
+    pub(crate) packed: Aligned<u8>,
     pub(crate) scale: Vec<f32>,
     pub(crate) bias: Vec<f32>,
     pub(crate) correction: Vec<i32>,
@@ -134,7 +148,8 @@ impl Quant {
 
 pub(crate) struct Attention {
     pub(crate) qkv: Place,
-    /// `[heads, pack_len]`: keys and values in the order of this CPU.
+    /// Keys and values of one head in the order of this CPU, where one lane
+    /// has all rows.
     pub(crate) packed: Place,
     pub(crate) pack_len: usize,
     pub(crate) heads: Vec<Head>,
@@ -155,6 +170,14 @@ pub(crate) struct Head {
     /// In 1/64 of a score step; see [`integer_thresholds`].
     pub(crate) thresholds: Vec<i32>,
     pub(crate) kind: Kind,
+}
+
+/// Copies one row into the one row of its output.
+pub(crate) struct SelectToken {
+    pub(crate) input: Place,
+    /// The lane that has the row, and which of its rows it is.
+    pub(crate) owner: usize,
+    pub(crate) row: usize,
 }
 
 impl Attention {
@@ -189,26 +212,36 @@ impl Step {
 /// Where everything goes, before anything is allocated.
 pub(crate) struct Layout {
     targets: Vec<Target>,
-    /// By operation: extra bytes it needs while it runs (patches, packed heads).
+    /// By operation: extra bytes it needs while it runs (patches, a packed head).
     extra: Vec<Place>,
     rows: Vec<Range<usize>>,
-    pub(crate) floats_len: usize,
-    pub(crate) bytes_len: usize,
-    pub(crate) sums_len: usize,
-    pub(crate) scratch_len: usize,
+    pub(crate) sizes: Sizes,
     weight_bytes: usize,
     constant_bytes: usize,
     attention: AttentionMethod,
 }
 
+/// How much memory each lane has, and all together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) lanes: usize,
+    pub(crate) floats_len: usize,
+    pub(crate) bytes_len: usize,
+    pub(crate) sums_len: usize,
+    pub(crate) scratch_len: usize,
+    /// Nothing if there is one lane.
+    pub(crate) exchange: ExchangeSize,
+}
+
 impl Layout {
     pub(crate) fn new(
-        model: &Model<'_>,
+        info: &ModelInfo<'_>,
         kernels: &Kernels,
         options: &Options,
     ) -> Result<Layout, SessionError> {
-        let program = model.program();
-        let mut lives = plan::lives(program);
+        let program = info.program();
+        let lanes = options.threads.max(1);
+        let mut lives = plan::lives(program, lanes);
         let rows = match options.all_rows {
             true => program
                 .ops
@@ -217,10 +250,10 @@ impl Layout {
                 .collect(),
             false => plan::needed_rows(program),
         };
-        let mut needs = Needs::new(options.attention);
+        let mut needs = Needs::new(options.attention, lanes);
         let mut extra_lives = Vec::new();
         for (index, op) in program.ops.iter().enumerate() {
-            let len = needs.add(model, kernels, index, op)?;
+            let len = needs.add(info, kernels, index, op)?;
             extra_lives.push(lives.bytes.len());
             lives.bytes.push(Life {
                 first: index,
@@ -228,6 +261,7 @@ impl Layout {
                 len,
             });
         }
+        check_logits(program)?;
         let (float_places, floats_len) = plan::place(&lives.floats);
         let (byte_places, bytes_len) = plan::place(&lives.bytes);
         let targets = lives
@@ -245,10 +279,14 @@ impl Layout {
                 .map(|l| byte_places[l].clone())
                 .collect(),
             rows,
-            floats_len,
-            bytes_len,
-            sums_len: needs.sums,
-            scratch_len: needs.scratch * options.threads.max(1),
+            sizes: Sizes {
+                lanes,
+                floats_len,
+                bytes_len,
+                sums_len: needs.sums,
+                scratch_len: needs.scratch,
+                exchange: needs.exchange,
+            },
             weight_bytes: needs.weights,
             constant_bytes: needs.constants,
             attention: options.attention,
@@ -256,40 +294,89 @@ impl Layout {
     }
 
     pub(crate) fn memory(&self) -> MemoryPlan {
+        let sizes = &self.sizes;
+        let exchange = &sizes.exchange;
+        let floats = sizes.lanes * sizes.floats_len + exchange.row_len;
+        let head = exchange.head_len + exchange.pack_len;
+        let exchanged = exchange.pixels + exchange.heads * head;
         MemoryPlan {
-            float_bytes: self.floats_len * size_of::<f32>(),
-            code_bytes: self.bytes_len,
-            scratch_bytes: self.scratch_len + self.sums_len * size_of::<i32>(),
+            float_bytes: floats * size_of::<f32>(),
+            code_bytes: sizes.lanes * sizes.bytes_len + exchanged,
+            scratch_bytes: sizes.lanes * (sizes.scratch_len + sizes.sums_len * size_of::<i32>()),
             weight_bytes: self.weight_bytes,
             constant_bytes: self.constant_bytes,
         }
     }
 
     /// Builds the steps: the one place where weights are re-ordered.
-    pub(crate) fn steps(&self, model: &Model<'_>, kernels: &Kernels) -> Vec<Step> {
-        let build = Build {
+    pub(crate) fn steps<S: TensorSource>(
+        &self,
+        info: &ModelInfo<'_>,
+        tensors: &mut S,
+        kernels: &Kernels,
+    ) -> Result<Vec<Step>, S::Error> {
+        let mut build = Build {
             layout: self,
-            model,
+            info,
+            tensors,
             kernels,
         };
-        model
-            .program()
-            .ops
-            .iter()
-            .enumerate()
-            .map(|(index, op)| Step {
+        let ops = info.program().ops.iter().enumerate();
+        ops.map(|(index, op)| {
+            Ok(Step {
                 rows: self.rows[index].clone(),
                 output: op.output(),
                 target: self.targets[op.output().index()].clone(),
-                work: build.work(index, op),
+                work: build.work(index, op)?,
             })
-            .collect()
+        })
+        .collect()
+    }
+}
+
+/// Gives the tensors of a model, of which one at a time need be in memory.
+pub(crate) trait TensorSource {
+    /// Why it may not.
+    type Error;
+
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, Self::Error>;
+}
+
+/// All in memory.
+impl TensorSource for &Model<'_> {
+    type Error = Infallible;
+
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, Infallible> {
+        Ok(Model::tensor(self, id))
+    }
+}
+
+#[cfg(feature = "std")]
+impl<R: Read + Seek> TensorSource for &mut TensorReader<'_, R> {
+    type Error = ReadError;
+
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, ReadError> {
+        TensorReader::tensor(self, id)
+    }
+}
+
+/// The logits are one row, which lane 0 has.
+fn check_logits(program: &Program) -> Result<(), SessionError> {
+    let op = program.ops.len() - 1;
+    match program.buffers[program.ops[op].output().index()].rows {
+        1 => Ok(()),
+        _ => Err(SessionError::Unsupported {
+            op,
+            what: "logits in more than one row",
+        }),
     }
 }
 
 /// Sizes that grow over the operations.
 struct Needs {
     attention: AttentionMethod,
+    lanes: usize,
+    exchange: ExchangeSize,
     sums: usize,
     scratch: usize,
     weights: usize,
@@ -297,9 +384,11 @@ struct Needs {
 }
 
 impl Needs {
-    fn new(attention: AttentionMethod) -> Needs {
+    fn new(attention: AttentionMethod, lanes: usize) -> Needs {
         Needs {
             attention,
+            lanes,
+            exchange: ExchangeSize::default(),
             sums: 0,
             scratch: 0,
             weights: 0,
@@ -307,17 +396,17 @@ impl Needs {
         }
     }
 
-    /// Adds what `op` needs; returns the bytes it wants while it runs.
+    /// Adds what `op` needs; returns the bytes that a lane wants while it runs.
     fn add(
         &mut self,
-        model: &Model<'_>,
+        info: &ModelInfo<'_>,
         kernels: &Kernels,
         index: usize,
         op: &Op,
     ) -> Result<usize, SessionError> {
-        let program = model.program();
+        let program = info.program();
         let buffer = |b: BufferId| &program.buffers[b.index()];
-        let quant_bytes = |b: BufferId| match model.quantization().activations[b.index()] {
+        let quant_bytes = |b: BufferId| match info.quantization().activations[b.index()] {
             Some(_) => buffer(b).cols * (size_of::<f32>() + 1),
             None => 0,
         };
@@ -334,10 +423,14 @@ impl Needs {
                 let d = buffer(output).cols;
                 let prefix_rows = prefix.map_or(0, |p| program.tensors[p.index()].rows);
                 let patches = buffer(output).rows - prefix_rows;
-                self.product(kernels, product_shape(model, weight, u8::MAX), patches);
+                let own = share(buffer(output).rows, 0, self.lanes).len().min(patches);
+                self.product(kernels, product_shape(info, weight, u8::MAX), own);
+                if self.lanes > 1 {
+                    self.exchange.pixels = program.image[0] * program.image[1] * 3;
+                }
                 self.constants += prefix_rows * d * size_of::<f32>();
                 self.constants += position.map_or(0, |_| patches * d * size_of::<f32>());
-                Ok(patches * patch[0] * patch[1] * 3)
+                Ok(own * patch[0] * patch[1] * 3)
             }
             Op::LayerNorm { input, .. } => {
                 self.constants += 2 * buffer(input).cols * size_of::<f32>();
@@ -354,11 +447,11 @@ impl Needs {
                     let what = "an activation before a residual";
                     return Err(SessionError::Unsupported { op: index, what });
                 }
-                let act_max = act_quant(model, input).bits.max_code();
+                let act_max = act_quant(info, input).bits.max_code();
                 self.product(
                     kernels,
-                    product_shape(model, weight, act_max),
-                    buffer(input).rows,
+                    product_shape(info, weight, act_max),
+                    share(buffer(input).rows, 0, self.lanes).len(),
                 );
                 Ok(0)
             }
@@ -368,26 +461,39 @@ impl Needs {
                 head_dim,
                 ..
             } => {
-                let shape = head_shape(model, qkv, head_dim);
-                self.check_attention(model, index, &shape)?;
+                let shape = head_shape(info, qkv, head_dim);
+                self.check_attention(info, index, &shape)?;
                 self.scratch = self.scratch.max(kernels.attention_scratch_len(&shape));
-                let codes = softmax_quant(model, index);
+                let codes = softmax_quant(info, index);
                 self.constants += heads * codes.thresholds.len() * size_of::<i32>();
                 self.constants += codes.multipliers.len() * size_of::<i16>();
                 self.constants += heads * head_dim * (size_of::<f32>() + 1);
-                Ok(heads * kernels.attention_pack_len(&shape))
+                let pack_len = kernels.attention_pack_len(&shape);
+                if self.lanes == 1 {
+                    return Ok(pack_len);
+                }
+                let exchange = &mut self.exchange;
+                exchange.heads = exchange.heads.max(heads);
+                exchange.head_len = exchange.head_len.max(shape.tokens * 2 * head_dim);
+                exchange.pack_len = exchange.pack_len.max(pack_len);
+                Ok(0)
             }
-            Op::SelectToken { .. } => Ok(0),
+            Op::SelectToken { output, .. } => {
+                if self.lanes > 1 {
+                    self.exchange.row_len = self.exchange.row_len.max(buffer(output).cols);
+                }
+                Ok(0)
+            }
         }
     }
 
     fn check_attention(
         &self,
-        model: &Model<'_>,
+        info: &ModelInfo<'_>,
         index: usize,
         shape: &HeadShape,
     ) -> Result<(), SessionError> {
-        let multipliers = &softmax_quant(model, index).multipliers;
+        let multipliers = &softmax_quant(info, index).multipliers;
         let unsupported = |what| Err(SessionError::Unsupported { op: index, what });
         if shape.tokens > MAX_TOKENS || shape.head_dim > MAX_HEAD_DIM {
             return unsupported("too many tokens or too wide a head");
@@ -409,15 +515,16 @@ impl Needs {
 }
 
 /// Makes the work of each operation.
-struct Build<'a> {
+struct Build<'a, S> {
     layout: &'a Layout,
-    model: &'a Model<'a>,
+    info: &'a ModelInfo<'a>,
+    tensors: &'a mut S,
     kernels: &'a Kernels,
 }
 
-impl Build<'_> {
-    fn work(&self, index: usize, op: &Op) -> Work {
-        match *op {
+impl<S: TensorSource> Build<'_, S> {
+    fn work(&mut self, index: usize, op: &Op) -> Result<Work, S::Error> {
+        Ok(match *op {
             Op::PatchEmbed {
                 patch,
                 weight,
@@ -426,7 +533,6 @@ impl Build<'_> {
                 position,
                 ..
             } => {
-                let optional = |t: Option<TensorId>| t.map_or(Vec::new(), |t| self.float(t));
                 // Pixels are exact codes: scale 1, zero point 0.
                 let pixels = ActivationQuant {
                     bits: BitWidth::B8,
@@ -436,9 +542,9 @@ impl Build<'_> {
                 Work::PatchEmbed(PatchEmbed {
                     patch,
                     patches: self.layout.extra[index].clone(),
-                    product: self.product(weight, bias, &pixels),
-                    prefix: optional(prefix),
-                    position: optional(position),
+                    product: self.product(weight, bias, &pixels)?,
+                    prefix: self.optional_float(prefix)?,
+                    position: self.optional_float(position)?,
                 })
             }
             Op::LayerNorm {
@@ -449,8 +555,8 @@ impl Build<'_> {
                 output,
             } => Work::LayerNorm(LayerNorm {
                 input: self.floats(input),
-                gamma: self.float(gamma),
-                beta: self.float(beta),
+                gamma: self.float(gamma)?,
+                beta: self.float(beta)?,
                 eps,
                 quant: self.quant(output),
             }),
@@ -463,7 +569,7 @@ impl Build<'_> {
                 output,
             } => Work::Linear(Linear {
                 input: self.codes(input),
-                product: self.product(weight, bias, act_quant(self.model, input)),
+                product: self.product(weight, bias, act_quant(self.info, input))?,
                 activation,
                 residual: self.residual(residual, output),
                 quant: self.quant(output),
@@ -475,11 +581,17 @@ impl Build<'_> {
                 scale,
                 output,
             } => Work::Attention(self.attention(index, qkv, heads, head_dim, scale, output)),
-            Op::SelectToken { input, token, .. } => Work::SelectToken {
-                input: self.floats(input),
-                token,
-            },
-        }
+            Op::SelectToken { input, token, .. } => {
+                let lanes = self.layout.sizes.lanes;
+                let rows = self.info.program().buffers[input.index()].rows;
+                let owner = owner(rows, token, lanes);
+                Work::SelectToken(SelectToken {
+                    input: self.floats(input),
+                    owner,
+                    row: token - share(rows, owner, lanes).start,
+                })
+            }
+        })
     }
 
     fn residual(&self, residual: Option<BufferId>, output: BufferId) -> Residual {
@@ -492,10 +604,16 @@ impl Build<'_> {
         }
     }
 
-    fn product(&self, weight: TensorId, bias: TensorId, input: &ActivationQuant) -> Product {
-        let shape = product_shape(self.model, weight, input.bits.max_code());
-        let tensor = self.model.weight(weight);
-        let mut packed = vec![0; self.kernels.packed_len(&shape)];
+    fn product(
+        &mut self,
+        weight: TensorId,
+        bias: TensorId,
+        input: &ActivationQuant,
+    ) -> Result<Product, S::Error> {
+        let shape = product_shape(self.info, weight, input.bits.max_code());
+        let bias = self.float(bias)?;
+        let tensor = self.tensors.tensor(weight)?.weight();
+        let mut packed = Aligned::zeroed(self.kernels.packed_len(&shape));
         self.kernels
             .pack_weights(&shape, tensor.codes(), &mut packed);
         let input_scale = if input.scale.len() == 1 {
@@ -509,14 +627,14 @@ impl Build<'_> {
             .iter()
             .map(|&z| i32::from(z) - center)
             .collect();
-        Product {
+        Ok(Product {
             scale: tensor.scales().iter().map(|s| input_scale * s).collect(),
-            bias: self.float(bias),
+            bias,
             correction: corrections(&tensor, input, &zeros),
             weight_zero: zeros.iter().any(|&z| z != 0).then_some(zeros),
             shape,
             packed,
-        }
+        })
     }
 
     fn attention(
@@ -528,8 +646,8 @@ impl Build<'_> {
         scale: f32,
         output: BufferId,
     ) -> Attention {
-        let codes = softmax_quant(self.model, index);
-        let input = act_quant(self.model, qkv);
+        let codes = softmax_quant(self.info, index);
+        let input = act_quant(self.info, qkv);
         let d = heads * head_dim;
         let head = |h: usize| {
             let (q, k, v) = (h * head_dim, d + h * head_dim, 2 * d + h * head_dim);
@@ -551,7 +669,7 @@ impl Build<'_> {
                 },
             }
         };
-        let shape = head_shape(self.model, qkv, head_dim);
+        let shape = head_shape(self.info, qkv, head_dim);
         Attention {
             qkv: self.codes(qkv),
             packed: self.layout.extra[index].clone(),
@@ -572,13 +690,18 @@ impl Build<'_> {
     }
 
     fn quant(&self, buffer: BufferId) -> Option<Quant> {
-        let cols = self.model.program().buffers[buffer.index()].cols;
-        let quant = self.model.quantization().activations[buffer.index()].as_ref()?;
+        let cols = self.info.program().buffers[buffer.index()].cols;
+        let quant = self.info.quantization().activations[buffer.index()].as_ref()?;
         Some(Quant::new(quant, cols))
     }
 
-    fn float(&self, tensor: TensorId) -> Vec<f32> {
-        self.model.float(tensor).to_vec()
+    fn float(&mut self, tensor: TensorId) -> Result<Vec<f32>, S::Error> {
+        Ok(self.tensors.tensor(tensor)?.float().to_vec())
+    }
+
+    /// Nothing where there is no tensor.
+    fn optional_float(&mut self, tensor: Option<TensorId>) -> Result<Vec<f32>, S::Error> {
+        tensor.map_or(Ok(Vec::new()), |tensor| self.float(tensor))
     }
 
     fn floats(&self, buffer: BufferId) -> Place {
@@ -597,25 +720,27 @@ impl Build<'_> {
 }
 
 /// `z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`, per output, w and z_w signed.
+///
+/// The loops run over unsigned codes, which the compiler makes vector code of;
+/// the centre comes off the sums. No sum leaves an i32: a parsed model's do not.
 fn corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant, zeros: &[i32]) -> Vec<i32> {
+    let cols = tensor.cols();
+    let z_x: Vec<u8> = (0..cols).map(|k| input.zero_point_at(k)).collect();
+    let uniform = z_x.iter().all(|z| *z == z_x[0]);
     let center = i32::from(tensor.bits().center());
-    let zero_sum: i32 = (0..tensor.cols())
-        .map(|k| i32::from(input.zero_point_at(k)))
-        .sum();
-    let mut row = vec![0; tensor.cols()];
-    zeros
-        .iter()
-        .enumerate()
-        .map(|(n, &zero)| {
-            tensor.unpack_row(n, &mut row);
-            let dot: i32 = row
-                .iter()
-                .enumerate()
-                .map(|(k, &w)| i32::from(input.zero_point_at(k)) * (i32::from(w) - center))
-                .sum();
-            zero * zero_sum - dot
-        })
-        .collect()
+    let z_x_sum: i32 = z_x.iter().map(|&z| i32::from(z)).sum();
+    let mut codes = vec![0; cols];
+    let correction = |(n, zero): (usize, &i32)| {
+        tensor.unpack_row(n, &mut codes);
+        let dot: u32 = if uniform {
+            u32::from(z_x[0]) * codes.iter().map(|&w| u32::from(w)).sum::<u32>()
+        } else {
+            let products = z_x.iter().zip(&codes);
+            products.map(|(&z, &w)| u32::from(z) * u32::from(w)).sum()
+        };
+        (zero + center) * z_x_sum - dot as i32
+    };
+    zeros.iter().enumerate().map(correction).collect()
 }
 
 /// Thresholds in 1/64 of a score step of `step` octaves.
@@ -638,32 +763,32 @@ fn floor_to_i32(x: f64) -> i32 {
     truncated.saturating_sub(i32::from(above))
 }
 
-fn product_shape(model: &Model<'_>, weight: TensorId, act_max: u8) -> GemmShape {
-    let tensor = model.weight(weight);
+fn product_shape(info: &ModelInfo<'_>, weight: TensorId, act_max: u8) -> GemmShape {
+    let tensor = &info.program().tensors[weight.index()];
     GemmShape {
-        n: tensor.rows(),
-        k: tensor.cols(),
-        weight_bits: tensor.bits(),
+        n: tensor.rows,
+        k: tensor.cols,
+        weight_bits: info.weight_bits(weight),
         act_max,
     }
 }
 
-fn head_shape(model: &Model<'_>, qkv: BufferId, head_dim: usize) -> HeadShape {
+fn head_shape(info: &ModelInfo<'_>, qkv: BufferId, head_dim: usize) -> HeadShape {
     HeadShape {
-        tokens: model.program().buffers[qkv.index()].rows,
+        tokens: info.program().buffers[qkv.index()].rows,
         head_dim,
-        act_max: act_quant(model, qkv).bits.max_code(),
+        act_max: act_quant(info, qkv).bits.max_code(),
     }
 }
 
-fn act_quant<'a>(model: &'a Model<'_>, buffer: BufferId) -> &'a ActivationQuant {
-    model.quantization().activations[buffer.index()]
+fn act_quant<'a>(info: &'a ModelInfo<'_>, buffer: BufferId) -> &'a ActivationQuant {
+    info.quantization().activations[buffer.index()]
         .as_ref()
         .expect("a parsed model has a quantizer for every coded buffer")
 }
 
-fn softmax_quant<'a>(model: &'a Model<'_>, op: usize) -> &'a SoftmaxQuant {
-    model.quantization().softmax[op]
+fn softmax_quant<'a>(info: &'a ModelInfo<'_>, op: usize) -> &'a SoftmaxQuant {
+    info.quantization().softmax[op]
         .as_ref()
         .expect("a parsed model has a quantizer for every attention")
 }
@@ -671,6 +796,46 @@ fn softmax_quant<'a>(model: &'a Model<'_>, op: usize) -> &'a SoftmaxQuant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tpvit_models::synthetic::{self, VitConfig};
+    use tpvit_models::write;
+
+    /// Every width, zero points that are the same everywhere and that are not.
+    #[test]
+    fn corrections_are_what_the_formula_says() {
+        for bits in BitWidth::ALL {
+            let softmax = synthetic::row_max_softmax(BitWidth::B3);
+            let data = synthetic::vit(VitConfig::SMALLEST, bits, BitWidth::B8, &softmax, 4);
+            let bytes = write(&data).expect("a valid model");
+            let model = Model::parse(&bytes).expect("a valid file");
+            let weights = model.program().ops.iter().filter_map(Op::weight);
+            for tensor in weights.map(|id| model.weight(id)) {
+                let cols = tensor.cols();
+                let each: Vec<u8> = (0..cols).map(|k| (k * 37 % 251) as u8).collect();
+                for zero_point in [vec![0], vec![255], vec![9; cols], each] {
+                    let input = ActivationQuant {
+                        bits: BitWidth::B8,
+                        scale: vec![1.0; zero_point.len()],
+                        zero_point,
+                    };
+                    check_corrections(&tensor, &input);
+                }
+            }
+        }
+    }
+
+    fn check_corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant) {
+        let center = i32::from(tensor.bits().center());
+        let zeros: Vec<i32> = (0..tensor.rows() as i32).map(|n| n % 3 - 1).collect();
+        let found = corrections(tensor, input, &zeros);
+        let mut row = vec![0; tensor.cols()];
+        for (n, zero) in zeros.iter().enumerate() {
+            tensor.unpack_row(n, &mut row);
+            let expected: i32 = (0..tensor.cols())
+                .map(|k| i32::from(input.zero_point_at(k)) * (zero - (i32::from(row[k]) - center)))
+                .sum();
+            assert_eq!(found[n], expected, "output {n}");
+        }
+    }
 
     #[test]
     fn floor_is_towards_minus_infinity_and_saturates() {

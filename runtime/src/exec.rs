@@ -1,316 +1,419 @@
-//! The forward pass.
+//! The forward pass of one lane.
 //!
-//! One step after the other; within a step the rows are split over the
-//! threads. A step reads and writes disjoint places of three arenas (floats,
-//! codes, sums) and of per-thread scratch, all allocated beforehand.
+//! One operation after the other, each on the rows that this lane owns. An
+//! operation reads and writes disjoint places of the lane's two arenas (floats
+//! and codes), all allocated beforehand; where it needs rows of other lanes,
+//! they meet and [`Exchange`] has them.
 
 use alloc::vec::Vec;
 use core::ops::Range;
 
 use tpvit_kernels::{HeadOutput, HeadRequant, Kernels, KeysValues, Output, Queries, Requant};
-use tpvit_models::Activation;
+use tpvit_models::{Activation, Program};
 
+use crate::aligned::Aligned;
 use crate::compile::{
-    Attention, LayerNorm, Linear, PatchEmbed, Product, Residual, Step, Target, Work,
+    Attention, LayerNorm, Linear, PatchEmbed, Product, Residual, SelectToken, Sizes, Step, Target,
+    Work,
 };
+use crate::lanes::{Exchange, Part, Shared, share};
 use crate::plan::Place;
-use crate::pool::{Share, split_rows};
-use crate::session::{Observer, Session, View};
+use crate::session::{Observer, View};
 
-/// Everything a run writes.
-#[derive(Default)]
-pub(crate) struct Memory {
-    pub(crate) floats: Vec<f32>,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) sums: Vec<i32>,
-    pub(crate) scratch: Vec<u8>,
+/// What all lanes of a session read.
+pub(crate) struct Network {
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) program: Program,
+    pub(crate) sizes: Sizes,
+    pub(crate) steps: Vec<Step>,
 }
 
-impl Session {
-    /// Runs every step on one picture.
-    pub(crate) fn forward(&self, pixels: &[u8], memory: &mut Memory, observer: &mut dyn Observer) {
-        for (index, step) in self.steps.iter().enumerate() {
-            let run = Run {
-                session: self,
-                step,
-                cols: self.cols(step),
-            };
-            match &step.work {
-                Work::PatchEmbed(work) => run.patch_embed(work, pixels, memory),
-                Work::LayerNorm(work) => run.layer_norm(work, memory),
-                Work::Linear(work) => run.linear(work, memory),
-                Work::Attention(work) => run.attention(work, memory),
-                Work::SelectToken { input, token } => run.select_token(input, *token, memory),
-            }
-            observer.after(index, step.output, step.rows.clone(), run.view(memory));
+/// Everything a lane writes.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) floats: Aligned<f32>,
+    bytes: Aligned<u8>,
+    sums: Aligned<i32>,
+    scratch: Aligned<u8>,
+}
+
+impl Memory {
+    /// A lane's memory.
+    pub(crate) fn new(sizes: Sizes) -> Memory {
+        Memory {
+            floats: Aligned::zeroed(sizes.floats_len),
+            bytes: Aligned::zeroed(sizes.bytes_len),
+            sums: Aligned::zeroed(sizes.sums_len),
+            scratch: Aligned::zeroed(sizes.scratch_len),
+        }
+    }
+}
+
+/// One lane of a run.
+pub(crate) struct Lane<'a> {
+    pub(crate) network: &'a Network,
+    pub(crate) index: usize,
+    pub(crate) memory: &'a mut Memory,
+    /// `None` where there is no other lane.
+    pub(crate) exchange: Option<&'a Exchange>,
+}
+
+impl Lane<'_> {
+    /// Runs every operation on this lane's rows of one picture.
+    pub(crate) fn forward(&mut self, pixels: &[u8]) {
+        let network = self.network;
+        for step in &network.steps {
+            self.step(step).run(pixels);
         }
     }
 
-    fn cols(&self, step: &Step) -> usize {
-        self.program.buffers[step.output.index()].cols
+    /// As [`forward`](Lane::forward); after each operation `observer`, which
+    /// lane 0 has, sees the rows of all lanes.
+    pub(crate) fn forward_observed(
+        &mut self,
+        pixels: &[u8],
+        mut observer: Option<&mut dyn Observer>,
+    ) {
+        let network = self.network;
+        for (index, step) in network.steps.iter().enumerate() {
+            let mut run = self.step(step);
+            run.run(pixels);
+            let observer = observer.as_deref_mut();
+            run.observe(observer.map(|observer| {
+                |view: View<'_>| observer.after(index, step.output, step.rows.clone(), view)
+            }));
+        }
+    }
+
+    fn step<'s>(&'s mut self, step: &'s Step) -> Run<'s> {
+        let buffer = &self.network.program.buffers[step.output.index()];
+        let own = share(buffer.rows, self.index, self.network.sizes.lanes);
+        let start = step.rows.start.clamp(own.start, own.end);
+        Run {
+            kernels: self.network.kernels,
+            image_width: self.network.program.image[1],
+            step,
+            rows: start..step.rows.end.clamp(start, own.end),
+            own,
+            index: self.index,
+            lanes: self.network.sizes.lanes,
+            cols: buffer.cols,
+            memory: self.memory,
+            exchange: self.exchange,
+        }
     }
 }
 
-/// One step of one run.
+/// One operation of one lane.
 struct Run<'a> {
-    session: &'a Session,
+    kernels: &'static Kernels,
+    /// Of the picture, in pixels.
+    image_width: usize,
     step: &'a Step,
+    /// The rows of the output to compute here, numbered as in the whole buffer.
+    rows: Range<usize>,
+    /// The rows of the output that are this lane's, computed or not.
+    own: Range<usize>,
+    index: usize,
+    lanes: usize,
     /// Columns of the output.
     cols: usize,
+    memory: &'a mut Memory,
+    exchange: Option<&'a Exchange>,
 }
 
 impl Run<'_> {
-    fn kernels(&self) -> &'static Kernels {
-        self.session.kernels
-    }
-
-    /// `rows` of the place of a buffer with `cols` columns.
-    fn part(place: &Place, rows: &Range<usize>, cols: usize) -> Range<usize> {
-        place.start + rows.start * cols..place.start + rows.end * cols
-    }
-
-    /// The computed rows of the output's place.
-    fn output(&self) -> Range<usize> {
-        let (Target::Codes(place) | Target::Floats(place)) = &self.step.target;
-        Self::part(place, &self.step.rows, self.cols)
-    }
-
-    fn view<'m>(&self, memory: &'m Memory) -> View<'m> {
-        match self.step.target {
-            Target::Codes(_) => View::Codes(&memory.bytes[self.output()]),
-            Target::Floats(_) => View::Floats(&memory.floats[self.output()]),
+    fn run(&mut self, pixels: &[u8]) {
+        let step = self.step;
+        if self.rows.is_empty() && !step.work.meets() {
+            return;
+        }
+        match &step.work {
+            Work::PatchEmbed(work) => self.patch_embed(work, pixels),
+            Work::LayerNorm(work) => self.layer_norm(work),
+            Work::Linear(work) => self.linear(work),
+            Work::Attention(work) => self.attention(work),
+            Work::SelectToken(work) => self.select_token(work),
         }
     }
 
-    /// Splits `rows` of `out` over the threads.
-    fn split<T: Send>(
-        &self,
-        rows: Range<usize>,
-        cols: usize,
-        out: &mut [T],
-        sums: &mut [i32],
-        scratch: &mut [u8],
-        f: impl Fn(Share<'_, T>) + Sync,
-    ) {
-        let sums = if sums.is_empty() {
-            sums
-        } else {
-            &mut sums[..rows.len()]
+    /// The computed rows of a buffer with `cols` columns, of which the lane
+    /// has its rows at `place`.
+    fn part(&self, place: &Place, cols: usize) -> Range<usize> {
+        let at = |row: usize| place.start + (row - self.own.start) * cols;
+        at(self.rows.start)..at(self.rows.end)
+    }
+
+    /// The computed rows of the output.
+    fn output(&self) -> Range<usize> {
+        let (Target::Codes(place) | Target::Floats(place)) = &self.step.target;
+        self.part(place, self.cols)
+    }
+
+    /// Shows the output: this lane's rows if there is no other, else all lanes'.
+    fn observe(&self, look: Option<impl FnOnce(View<'_>)>) {
+        let own = self.output();
+        let Some(exchange) = self.exchange else {
+            if let Some(look) = look {
+                look(match self.step.target {
+                    Target::Codes(_) => View::Codes(&self.memory.bytes[own]),
+                    Target::Floats(_) => View::Floats(&self.memory.floats[own]),
+                });
+            }
+            return;
         };
-        split_rows(
-            self.session.pool.threads(),
-            cols,
-            Share {
-                rows,
+        let len = self.step.rows.len() * self.cols;
+        let start = self.rows.start.saturating_sub(self.step.rows.start) * self.cols;
+        let start = start.min(len); // of a lane that has none of these rows
+        let part = match self.step.target {
+            Target::Codes(_) => Part::Codes {
+                start,
+                codes: &self.memory.bytes[own],
+            },
+            Target::Floats(_) => Part::Floats {
+                start,
+                floats: &self.memory.floats[own],
+            },
+        };
+        exchange.observe(
+            len,
+            part,
+            look.map(|look| {
+                move |all: &Shared| {
+                    look(match self.step.target {
+                        Target::Codes(_) => View::Codes(&all.codes[..len]),
+                        Target::Floats(_) => View::Floats(&all.floats[..len]),
+                    })
+                }
+            }),
+        );
+    }
+
+    /// Gathers the patches of its rows, `(y, x, channel)` each, then projects
+    /// them. The first rows are no patches.
+    fn patch_embed(&mut self, work: &PatchEmbed, pixels: &[u8]) {
+        let (d, k) = (self.cols, work.product.shape.k);
+        let output = self.output();
+        let (bytes, floats) = (&mut self.memory.bytes, &mut self.memory.floats);
+        let prefix_rows = work.prefix.len() / d;
+        let prefix = self.rows.start.min(prefix_rows)..self.rows.end.min(prefix_rows);
+        let patches = self.rows.start.max(prefix_rows) - prefix_rows
+            ..self.rows.end.max(prefix_rows) - prefix_rows;
+
+        let (prefix_out, out) = floats[output].split_at_mut(prefix.len() * d);
+        prefix_out.copy_from_slice(&work.prefix[prefix.start * d..prefix.end * d]);
+        let a = &mut bytes[work.patches.start..][..patches.len() * k];
+        gather_patches(work.patch, self.image_width, pixels, patches.start, a);
+        let out = match work.position.as_slice() {
+            [] => Output::F32 { out },
+            position => Output::Residual {
+                residual: &position[patches.start * d..patches.end * d],
                 out,
-                sums,
-                scratch,
             },
-            &f,
-        );
+        };
+        let (sums, scratch) = (&mut self.memory.sums, &mut self.memory.scratch);
+        work.product.run(self.kernels, a, sums, scratch, out);
     }
 
-    /// Gathers the patches, `(y, x, channel)` each, then projects them.
-    fn patch_embed(&self, work: &PatchEmbed, pixels: &[u8], memory: &mut Memory) {
-        let d = self.cols;
-        let k = work.product.shape.k;
-        let patches = &mut memory.bytes[work.patches.clone()];
-        gather_patches(work.patch, self.session.program.image[1], pixels, patches);
-        let out = &mut memory.floats[self.output()];
-        let (prefix, out) = out.split_at_mut(work.prefix.len());
-        prefix.copy_from_slice(&work.prefix);
-        let patches = &*patches;
-        let rows = 0..patches.len() / k;
-        self.split(
-            rows,
-            d,
-            out,
-            &mut memory.sums,
-            &mut memory.scratch,
-            |share| {
-                let a = &patches[share.rows.start * k..share.rows.end * k];
-                let out = match work.position.as_slice() {
-                    [] => Output::F32 { out: share.out },
-                    position => Output::Residual {
-                        residual: &position[share.rows.start * d..share.rows.end * d],
-                        out: share.out,
-                    },
-                };
-                work.product
-                    .run(self.kernels(), a, share.sums, share.scratch, out);
-            },
-        );
-    }
-
-    fn layer_norm(&self, work: &LayerNorm, memory: &mut Memory) {
-        let d = self.cols;
-        let rows = self.step.rows.clone();
-        let input = Self::part(&work.input, &rows, d);
-        let local = |r: &Range<usize>| (r.start - rows.start) * d..(r.end - rows.start) * d;
+    fn layer_norm(&mut self, work: &LayerNorm) {
+        let (m, d) = (self.rows.len(), self.cols);
+        let (input, output) = (self.part(&work.input, d), self.output());
         let (gamma, beta, eps) = (&work.gamma, &work.beta, work.eps);
         match &work.quant {
             Some(quant) => {
-                let x = &memory.floats[input];
-                let out = &mut memory.bytes[self.output()];
-                self.split(rows.clone(), d, out, &mut [], &mut [], |share| {
-                    let x = &x[local(&share.rows)];
-                    let m = share.rows.len();
-                    self.kernels().layer_norm_codes(
-                        x,
-                        m,
-                        d,
-                        gamma,
-                        beta,
-                        eps,
-                        quant.all(),
-                        share.out,
-                    );
-                });
+                let x = &self.memory.floats[input];
+                let out = &mut self.memory.bytes[output];
+                self.kernels
+                    .layer_norm_codes(x, m, d, gamma, beta, eps, quant.all(), out);
             }
             None => {
-                let (x, out) = two(&mut memory.floats, input, self.output());
-                self.split(rows.clone(), d, out, &mut [], &mut [], |share| {
-                    let x = &x[local(&share.rows)];
-                    let m = share.rows.len();
-                    self.kernels()
-                        .layer_norm(x, m, d, gamma, beta, eps, share.out);
-                });
+                let (x, out) = two(&mut self.memory.floats, input, output);
+                self.kernels.layer_norm(x, m, d, gamma, beta, eps, out);
             }
         }
     }
 
-    fn linear(&self, work: &Linear, memory: &mut Memory) {
+    fn linear(&mut self, work: &Linear) {
         let (k, n) = (work.product.shape.k, self.cols);
-        let rows = self.step.rows.clone();
-        let input = Self::part(&work.input, &rows, k);
-        let local = |r: &Range<usize>, cols: usize| {
-            (r.start - rows.start) * cols..(r.end - rows.start) * cols
+        let (input, output) = (self.part(&work.input, k), self.output());
+        let residual = match &work.residual {
+            Residual::From(place) => Some(self.part(place, n)),
+            Residual::None | Residual::InPlace => None,
         };
         let Memory {
             floats,
             bytes,
             sums,
             scratch,
-        } = memory;
-        match &work.quant {
-            Some(quant) => {
-                let (a, out) = two(bytes, input, self.output());
-                self.split(rows.clone(), n, out, sums, scratch, |share| {
-                    let a = &a[local(&share.rows, k)];
-                    let quant = quant.all();
-                    let out = match work.activation {
-                        Activation::Identity => Output::Codes {
-                            out: share.out,
-                            quant,
-                        },
-                        Activation::Gelu => Output::GeluCodes {
-                            out: share.out,
-                            quant,
-                        },
-                    };
-                    work.product
-                        .run(self.kernels(), a, share.sums, share.scratch, out);
-                });
-            }
-            None => {
-                let a = &bytes[input];
-                let (residual, out) = match &work.residual {
-                    Residual::From(place) => {
-                        let (r, out) = two(floats, Self::part(place, &rows, n), self.output());
-                        (Some(r), out)
-                    }
-                    Residual::None | Residual::InPlace => (None, &mut floats[self.output()]),
+        } = &mut *self.memory;
+        let (a, out) = match (&work.quant, &work.residual, work.activation) {
+            (Some(quant), _, activation) => {
+                let (a, out) = two(bytes, input, output);
+                let quant = quant.all();
+                let out = match activation {
+                    Activation::Identity => Output::Codes { out, quant },
+                    Activation::Gelu => Output::GeluCodes { out, quant },
                 };
-                self.split(rows.clone(), n, out, sums, scratch, |share| {
-                    let a = &a[local(&share.rows, k)];
-                    let out = match (&work.residual, residual) {
-                        (Residual::InPlace, _) => Output::Accumulate { inout: share.out },
-                        (Residual::None | Residual::From(_), Some(r)) => Output::Residual {
-                            residual: &r[local(&share.rows, n)],
-                            out: share.out,
-                        },
-                        (Residual::None | Residual::From(_), None) => match work.activation {
-                            Activation::Identity => Output::F32 { out: share.out },
-                            Activation::Gelu => Output::Gelu { out: share.out },
-                        },
-                    };
-                    work.product
-                        .run(self.kernels(), a, share.sums, share.scratch, out);
-                });
+                (a, out)
             }
+            (None, Residual::InPlace, _) => {
+                let inout = &mut floats[output];
+                (&bytes[input], Output::Accumulate { inout })
+            }
+            (None, Residual::None | Residual::From(_), activation) => {
+                let out = match (residual, activation) {
+                    (Some(residual), _) => {
+                        let (residual, out) = two(floats, residual, output);
+                        Output::Residual { residual, out }
+                    }
+                    (None, Activation::Identity) => Output::F32 {
+                        out: &mut floats[output],
+                    },
+                    (None, Activation::Gelu) => Output::Gelu {
+                        out: &mut floats[output],
+                    },
+                };
+                (&bytes[input], out)
+            }
+        };
+        work.product.run(self.kernels, a, sums, scratch, out);
+    }
+
+    /// Puts this lane's keys and values where all lanes find them, packs its
+    /// share of the heads, then takes its query rows through all heads.
+    fn attention(&mut self, work: &Attention) {
+        let d = self.cols;
+        let own = work.qkv.start..work.qkv.start + self.own.len() * 3 * d;
+        let queries = self.part(&work.qkv, 3 * d);
+        let queries = queries.start - own.start..queries.end - own.start;
+        let output = self.output();
+        let [qkv, packed, out] = self
+            .memory
+            .bytes
+            .get_disjoint_mut([own, work.packed.clone(), output])
+            .expect("the plan keeps buffers of one step apart");
+        let mut heads = Heads {
+            kernels: self.kernels,
+            work,
+            d,
+            queries: &qkv[queries],
+            scratch: &mut self.memory.scratch,
+            out,
+        };
+        let head_dim = work.shape.head_dim;
+        let count = work.heads.len();
+        let Some(exchange) = self.exchange else {
+            for head in 0..count {
+                let keys_values = KeysValues {
+                    rows: qkv,
+                    row_stride: 3 * d,
+                    k_col: d + head * head_dim,
+                    v_col: 2 * d + head * head_dim,
+                };
+                // Still in a near cache while its queries pass.
+                self.kernels
+                    .attention_pack(&work.shape, &keys_values, packed);
+                heads.attend(head, packed);
+            }
+            return;
+        };
+        let own_heads = share(count, self.index, self.lanes);
+        let place = self.own.start * 2 * head_dim..self.own.end * 2 * head_dim;
+        for head in (own_heads.start..count).chain(0..own_heads.start) {
+            exchange.put_head(head, |rows| {
+                let rows = rows[place.clone()].chunks_exact_mut(2 * head_dim);
+                for (to, from) in rows.zip(qkv.chunks_exact(3 * d)) {
+                    let (k, v) = to.split_at_mut(head_dim);
+                    k.copy_from_slice(&from[d + head * head_dim..][..head_dim]);
+                    v.copy_from_slice(&from[2 * d + head * head_dim..][..head_dim]);
+                }
+            });
+        }
+        exchange.meet();
+        for head in own_heads {
+            exchange.pack_head(head, |rows, packed| {
+                let keys_values = KeysValues {
+                    rows: &rows[..work.shape.tokens * 2 * head_dim],
+                    row_stride: 2 * head_dim,
+                    k_col: 0,
+                    v_col: head_dim,
+                };
+                let packed = &mut packed[..work.pack_len];
+                self.kernels
+                    .attention_pack(&work.shape, &keys_values, packed);
+            });
+        }
+        exchange.meet();
+        if self.rows.is_empty() {
+            return;
+        }
+        for head in 0..count {
+            exchange.packed_head(head, |packed| heads.attend(head, &packed[..work.pack_len]));
         }
     }
 
-    /// Keys and values are re-ordered head by head; then every thread takes
-    /// some query rows through all heads.
-    fn attention(&self, work: &Attention, memory: &mut Memory) {
-        let d = self.cols;
+    fn select_token(&mut self, work: &SelectToken) {
+        let start = work.input.start + work.row * self.cols;
+        let row = start..start + self.cols;
+        if work.owner == 0 {
+            let output = self.output();
+            self.memory.floats.copy_within(row, output.start);
+            return;
+        }
+        let exchange = self.exchange.expect("lane 0 is not the only one");
+        if self.index == work.owner {
+            exchange.put_row(&self.memory.floats[row]);
+        }
+        exchange.meet();
+        if !self.rows.is_empty() {
+            let output = self.output();
+            exchange.get_row(&mut self.memory.floats[output]);
+        }
+        exchange.meet(); // before the next row is put in its place
+    }
+}
+
+/// Attention of some query rows, head by head.
+struct Heads<'a> {
+    kernels: &'static Kernels,
+    work: &'a Attention,
+    d: usize,
+    queries: &'a [u8],     // [m, 3 * d]
+    scratch: &'a mut [u8], // [attention_scratch_len]
+    out: &'a mut [u8],     // [m, d]
+}
+
+impl Heads<'_> {
+    /// The columns of one head of the output.
+    fn attend(&mut self, head: usize, packed: &[u8]) {
+        let (work, this) = (self.work, &self.work.heads[head]);
         let head_dim = work.shape.head_dim;
-        let stride = 3 * d;
-        let heads = work.heads.len();
-        let [qkv, packed, out] = memory
-            .bytes
-            .get_disjoint_mut([work.qkv.clone(), work.packed.clone(), self.output()])
-            .expect("the plan keeps buffers of one step apart");
-        let qkv = &*qkv;
-        self.split(0..heads, work.pack_len, packed, &mut [], &mut [], |share| {
-            for (head, out) in share.rows.zip(share.out.chunks_exact_mut(work.pack_len)) {
-                let (k_col, v_col) = (d + head * head_dim, 2 * d + head * head_dim);
-                let keys_values = KeysValues {
-                    rows: qkv,
-                    row_stride: stride,
-                    k_col,
-                    v_col,
-                };
-                self.kernels()
-                    .attention_pack(&work.shape, &keys_values, out);
-            }
-        });
-        let packed = &*packed;
-        self.split(
-            self.step.rows.clone(),
-            d,
-            out,
-            &mut [],
-            &mut memory.scratch,
-            |share| {
-                let q_rows = &qkv[share.rows.start * stride..share.rows.end * stride];
-                for (head, this) in work.heads.iter().enumerate() {
-                    let col = head * head_dim;
-                    let queries = Queries {
-                        rows: q_rows,
-                        row_stride: stride,
-                        col,
-                        zero: this.q_zero,
-                    };
-                    let requant = HeadRequant {
-                        v_zero: &this.v_zero,
-                        v_scale: &this.v_scale,
-                        quant: work.quant.columns(col..col + head_dim),
-                    };
-                    let packed = &packed[head * work.pack_len..(head + 1) * work.pack_len];
-                    self.kernels().attention(
-                        &work.shape,
-                        &queries,
-                        packed,
-                        &work.softmax(head),
-                        work.method(),
-                        &requant,
-                        share.scratch,
-                        HeadOutput {
-                            rows: &mut *share.out,
-                            row_stride: d,
-                            col,
-                        },
-                    );
-                }
+        let col = head * head_dim;
+        let queries = Queries {
+            rows: self.queries,
+            row_stride: 3 * self.d,
+            col,
+            zero: this.q_zero,
+        };
+        let requant = HeadRequant {
+            v_zero: &this.v_zero,
+            v_scale: &this.v_scale,
+            quant: work.quant.columns(col..col + head_dim),
+        };
+        self.kernels.attention(
+            &work.shape,
+            &queries,
+            packed,
+            &work.softmax(head),
+            work.method(),
+            &requant,
+            self.scratch,
+            HeadOutput {
+                rows: self.out,
+                row_stride: self.d,
+                col,
             },
         );
-    }
-
-    fn select_token(&self, input: &Place, token: usize, memory: &mut Memory) {
-        let row = Self::part(input, &(token..token + 1), self.cols);
-        memory.floats.copy_within(row, self.output().start);
     }
 }
 
@@ -357,12 +460,12 @@ fn two<T>(arena: &mut [T], read: Range<usize>, write: Range<usize>) -> (&[T], &m
     (read, write)
 }
 
-/// `out[g, :]` = the pixels of patch g, row by row.
-fn gather_patches(patch: [usize; 2], width: usize, pixels: &[u8], out: &mut [u8]) {
+/// `out[i, :]` = the pixels of patch `first + i`, row by row.
+fn gather_patches(patch: [usize; 2], width: usize, pixels: &[u8], first: usize, out: &mut [u8]) {
     let [patch_h, patch_w] = patch;
     let (line, run) = (width * 3, patch_w * 3);
     let across = width / patch_w;
-    for (g, out) in out.chunks_exact_mut(patch_h * run).enumerate() {
+    for (g, out) in (first..).zip(out.chunks_exact_mut(patch_h * run)) {
         let start = (g / across) * patch_h * line + (g % across) * run;
         for (y, out) in out.chunks_exact_mut(run).enumerate() {
             out.copy_from_slice(&pixels[start + y * line..][..run]);

@@ -6,15 +6,17 @@
 //! number of threads gives the same bits.
 //!
 //! ```text
-//! bytes ─ Model::parse ▶ Model ─ Session::new ▶ Session ─ run ▶ logits
+//! bytes ─ Model::parse       ▶ Model        ─ Session::new  ▶ Session ─ run ▶ logits
+//! file  ─ TensorReader::open ▶ TensorReader ─ Session::load ▶ Session
 //! ```
 //!
 //! [`Session::new`] re-orders the weights for this CPU and allocates all that
-//! a run needs; [`Session::run`] allocates nothing.
+//! a run needs; [`Session::run`] allocates nothing. `Session::load` does the
+//! same without having the file in memory.
 //!
 //! # Features
-//! - `std` (default): detects the CPU at run time and runs on several threads
-//!   (rayon). Without it the crate needs only `alloc` and runs on one thread.
+//! - `std` (default): detects the CPU at run time and runs on several threads.
+//!   Without it the crate needs only `alloc` and runs on one thread.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -22,12 +24,19 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+mod aligned;
+#[cfg(feature = "std")]
+mod barrier;
 mod compile;
 mod exec;
+mod lanes;
 mod plan;
-mod pool;
 mod session;
+#[cfg(feature = "std")]
+mod team;
 
+#[cfg(feature = "std")]
+pub use session::LoadError;
 pub use session::{
     AttentionMethod, MemoryPlan, Observer, Options, RunError, Session, SessionError, View, softmax,
 };

@@ -1,4 +1,4 @@
-//! Where every buffer of a run lives, decided before running.
+//! Where every buffer of a lane lives, decided before running.
 //!
 //! A buffer lives from the operation that writes it to the last one that
 //! reads it. Buffers whose lives overlap get disjoint places; others share.
@@ -15,6 +15,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use tpvit_models::{Op, Program};
+
+use crate::lanes::share;
 
 /// Places start at multiples of this many elements, a cache line of bytes.
 const ALIGN: usize = 64;
@@ -33,7 +35,8 @@ pub(crate) struct Life {
     pub(crate) len: usize,
 }
 
-/// Gives each life a place; returns the places and the arena's length.
+/// Gives each life a place; returns the places and the arena's length. A life of
+/// no elements is at 0, where it overlaps nothing.
 pub(crate) fn place(lives: &[Life]) -> (Vec<Place>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&i| (core::cmp::Reverse(lives[i].len), lives[i].first, i));
@@ -124,8 +127,9 @@ pub(crate) struct Lives {
     pub(crate) buffers: Vec<BufferPlan>,
 }
 
-/// Finds the lives of the program's buffers.
-pub(crate) fn lives(program: &Program) -> Lives {
+/// Finds the lives of the program's buffers, of which a lane of `lanes` has a
+/// share of the rows.
+pub(crate) fn lives(program: &Program, lanes: usize) -> Lives {
     let coded = program.coded();
     let last = last_uses(program);
     let mut lives = Lives {
@@ -152,7 +156,7 @@ pub(crate) fn lives(program: &Program) -> Lives {
         let life = Life {
             first: index,
             last: last[output],
-            len: buffer.rows * buffer.cols,
+            len: share(buffer.rows, 0, lanes).len() * buffer.cols,
         };
         let arena = if coded[output] {
             &mut lives.bytes
@@ -219,6 +223,11 @@ mod tests {
                 last: 5,
                 len: 10,
             },
+            Life {
+                first: 0,
+                last: 5,
+                len: 0,
+            },
         ];
         let (places, total) = place(&lives);
         for i in 0..lives.len() {
@@ -231,5 +240,6 @@ mod tests {
         // 100 -> 128 elements and 70 -> 128: the third reuses the first's place.
         assert_eq!(total, 256);
         assert_eq!(places[2].start, places[0].start);
+        assert_eq!(places[4], 0..0);
     }
 }

@@ -1,17 +1,20 @@
 //! A model made ready for one CPU, and the memory it runs in.
 
-use alloc::vec;
-use alloc::vec::Vec;
+use alloc::sync::Arc;
 use core::fmt;
 use core::ops::Range;
+#[cfg(feature = "std")]
+use std::io::{Read, Seek};
 
 use tpvit_kernels::reference::exp_log::exp2_nonpositive;
 use tpvit_kernels::{Isa, Kernels};
-use tpvit_models::{BufferId, Model, Program};
+use tpvit_models::{BufferId, Model, ModelInfo, Program};
+#[cfg(feature = "std")]
+use tpvit_models::{ReadError, TensorReader};
 
-use crate::compile::{Layout, Step};
-use crate::exec::Memory;
-use crate::pool::Pool;
+use crate::compile::{Layout, TensorSource};
+use crate::exec::{Lane, Memory, Network};
+use crate::lanes::{Exchange, Team};
 
 /// How attention codes meet values; both give the same integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +92,56 @@ impl fmt::Display for SessionError {
 
 impl core::error::Error for SessionError {}
 
+/// Why a session cannot be made of a file.
+#[cfg(feature = "std")]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The model cannot run here.
+    Session(SessionError),
+    /// A tensor cannot be read.
+    Read(ReadError),
+}
+
+#[cfg(feature = "std")]
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::Session(error) => error.fmt(f),
+            LoadError::Read(error) => error.fmt(f),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl core::error::Error for LoadError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            LoadError::Session(error) => error.source(),
+            LoadError::Read(error) => error.source(),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl From<ReadError> for LoadError {
+    fn from(error: ReadError) -> LoadError {
+        LoadError::Read(error)
+    }
+}
+
+/// Why a session cannot be made of tensors that fail with `E`.
+enum BuildError<E> {
+    Session(SessionError),
+    Tensor(E),
+}
+
+impl<E> From<SessionError> for BuildError<E> {
+    fn from(error: SessionError) -> BuildError<E> {
+        BuildError::Session(error)
+    }
+}
+
 /// Why a run did not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -122,7 +175,8 @@ impl core::error::Error for RunError {}
 pub struct MemoryPlan {
     /// Residual stream and logits, f32.
     pub float_bytes: usize,
-    /// Activation codes, and one head's keys and values re-ordered.
+    /// Activation codes, and one head's keys and values re-ordered; with several
+    /// threads also what they exchange: a picture, twice all keys and values.
     pub code_bytes: usize,
     /// Unpacked weight panels, score blocks and row sums of all threads.
     pub scratch_bytes: usize,
@@ -137,7 +191,7 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// As [`Session::new`].
-    pub fn new(model: &Model<'_>, options: &Options) -> Result<MemoryPlan, SessionError> {
+    pub fn new(model: &ModelInfo<'_>, options: &Options) -> Result<MemoryPlan, SessionError> {
         Ok(Layout::new(model, kernels(options)?, options)?.memory())
     }
 
@@ -162,7 +216,7 @@ pub enum View<'a> {
 }
 
 /// Sees a run as it happens: for profiles and for tests.
-pub trait Observer: Send {
+pub trait Observer {
     /// Operation `op` has written `rows` of buffer `output`, all of which
     /// `view` holds; other rows are not computed.
     fn after(&mut self, op: usize, output: BufferId, rows: Range<usize>, view: View<'_>);
@@ -175,13 +229,14 @@ impl Observer for () {
 
 /// A model ready to run: weights in this CPU's order, memory in place.
 ///
-/// Holds all it needs; the file's bytes may be dropped.
+/// Holds all it needs; the file's bytes may be dropped. With several threads,
+/// all but the caller's wait between pictures and end with the session.
 pub struct Session {
-    pub(crate) kernels: &'static Kernels,
-    pub(crate) program: Program,
-    pub(crate) steps: Vec<Step>,
-    pub(crate) pool: Pool,
+    network: Arc<Network>,
+    /// Lane 0's.
     memory: Memory,
+    /// The other lanes, if there are any.
+    team: Option<Team>,
     plan: MemoryPlan,
 }
 
@@ -192,39 +247,79 @@ impl Session {
     /// [`SessionError`] if the instruction set or the threads are not to be
     /// had, or an operation has no kernel.
     pub fn new(model: &Model<'_>, options: &Options) -> Result<Session, SessionError> {
+        let mut tensors = model;
+        match Session::build(model, &mut tensors, options) {
+            Ok(session) => Ok(session),
+            Err(BuildError::Session(error)) => Err(error),
+            Err(BuildError::Tensor(never)) => match never {},
+        }
+    }
+
+    /// As [`Session::new`], with the tensors of a file, of which one at a time
+    /// is in memory.
+    ///
+    /// # Errors
+    /// [`LoadError`]: as [`Session::new`], or if a tensor cannot be read.
+    #[cfg(feature = "std")]
+    pub fn load<R: Read + Seek>(
+        mut tensors: TensorReader<'_, R>,
+        options: &Options,
+    ) -> Result<Session, LoadError> {
+        let info = tensors.info();
+        match Session::build(info, &mut &mut tensors, options) {
+            Ok(session) => Ok(session),
+            Err(BuildError::Session(error)) => Err(LoadError::Session(error)),
+            Err(BuildError::Tensor(error)) => Err(LoadError::Read(error)),
+        }
+    }
+
+    fn build<S: TensorSource>(
+        info: &ModelInfo<'_>,
+        tensors: &mut S,
+        options: &Options,
+    ) -> Result<Session, BuildError<S::Error>> {
         let kernels = kernels(options)?;
-        let layout = Layout::new(model, kernels, options)?;
-        let pool = Pool::new(options.threads).ok_or(SessionError::Threads {
-            threads: options.threads,
-        })?;
-        let memory = Memory {
-            floats: vec![0.0; layout.floats_len],
-            bytes: vec![0; layout.bytes_len],
-            sums: vec![0; layout.sums_len],
-            scratch: vec![0; layout.scratch_len],
+        let layout = Layout::new(info, kernels, options)?;
+        let steps = layout.steps(info, tensors, kernels);
+        let network = Arc::new(Network {
+            kernels,
+            program: info.program().clone(),
+            sizes: layout.sizes,
+            steps: steps.map_err(BuildError::Tensor)?,
+        });
+        let team = match layout.sizes.lanes {
+            1 => None,
+            threads => Some(Team::start(&network).ok_or(SessionError::Threads { threads })?),
         };
         Ok(Session {
-            kernels,
-            program: model.program().clone(),
+            memory: Memory::new(layout.sizes),
             plan: layout.memory(),
-            steps: layout.steps(model, kernels),
-            pool,
-            memory,
+            network,
+            team,
         })
     }
 
     /// The logits `[classes]` of one picture.
     ///
     /// `pixels` is `[height, width, 3]`, RGB, u8, as preprocessing leaves it:
-    /// mean and deviation are in the weights. Allocates nothing on one thread.
+    /// mean and deviation are in the weights. Allocates nothing.
     ///
     /// # Errors
     /// [`RunError::Pixels`] if the length is wrong.
     pub fn run(&mut self, pixels: &[u8]) -> Result<&[f32], RunError> {
-        self.run_observed(pixels, &mut ())
+        self.check_pixels(pixels)?;
+        let (network, memory) = (&self.network, &mut self.memory);
+        in_lane_0(network, memory, self.team.as_ref(), pixels, false, |lane| {
+            lane.forward(pixels);
+        });
+        Ok(self.logits())
     }
 
     /// As [`run`](Session::run), telling `observer` after each operation.
+    ///
+    /// With several threads this is slower than `run`: after each operation
+    /// all meet, and its output is gathered for the observer, in memory that
+    /// the first such run allocates.
     ///
     /// # Errors
     /// As [`run`](Session::run).
@@ -233,7 +328,16 @@ impl Session {
         pixels: &[u8],
         observer: &mut dyn Observer,
     ) -> Result<&[f32], RunError> {
-        let [height, width] = self.program.image;
+        self.check_pixels(pixels)?;
+        let (network, memory) = (&self.network, &mut self.memory);
+        in_lane_0(network, memory, self.team.as_ref(), pixels, true, |lane| {
+            lane.forward_observed(pixels, Some(observer));
+        });
+        Ok(self.logits())
+    }
+
+    fn check_pixels(&self, pixels: &[u8]) -> Result<(), RunError> {
+        let [height, width] = self.network.program.image;
         let expected = height * width * 3;
         if pixels.len() != expected {
             return Err(RunError::Pixels {
@@ -241,17 +345,17 @@ impl Session {
                 found: pixels.len(),
             });
         }
-        let mut memory = core::mem::take(&mut self.memory);
-        let this = &*self;
-        this.pool
-            .enter(|| this.forward(pixels, &mut memory, observer));
-        self.memory = memory;
-        Ok(&self.memory.floats[self.steps[self.steps.len() - 1].float_output()])
+        Ok(())
+    }
+
+    fn logits(&self) -> &[f32] {
+        let steps = &self.network.steps;
+        &self.memory.floats[steps[steps.len() - 1].float_output()]
     }
 
     /// The program that runs.
     pub fn program(&self) -> &Program {
-        &self.program
+        &self.network.program
     }
 
     /// Multiply-accumulate operations that operation `op` really does for one
@@ -260,14 +364,16 @@ impl Session {
     /// # Panics
     /// If there is no such operation.
     pub fn op_macs(&self, op: usize) -> u64 {
-        let step = &self.steps[op];
-        let rows = self.program.buffers[step.output.index()].rows as u64;
-        self.program.op_macs(&self.program.ops[op]) * step.rows.len() as u64 / rows
+        let (program, step) = (&self.network.program, &self.network.steps[op]);
+        let rows = program.buffers[step.output.index()].rows as u64;
+        program.op_macs(&program.ops[op]) * step.rows.len() as u64 / rows
     }
 
     /// The sum of [`op_macs`](Session::op_macs) over all operations.
     pub fn macs(&self) -> u64 {
-        (0..self.steps.len()).map(|op| self.op_macs(op)).sum()
+        (0..self.network.steps.len())
+            .map(|op| self.op_macs(op))
+            .sum()
     }
 
     /// What this session has allocated.
@@ -277,12 +383,35 @@ impl Session {
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.kernels.isa()
+        self.network.kernels.isa()
     }
 
     /// The number of threads in use.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.network.sizes.lanes
+    }
+}
+
+/// Does `work` as lane 0, while the others do theirs.
+fn in_lane_0(
+    network: &Network,
+    memory: &mut Memory,
+    team: Option<&Team>,
+    pixels: &[u8],
+    observed: bool,
+    work: impl FnOnce(&mut Lane<'_>),
+) {
+    let lane = |exchange: Option<&Exchange>| {
+        work(&mut Lane {
+            network,
+            index: 0,
+            memory,
+            exchange,
+        });
+    };
+    match team {
+        None => lane(None),
+        Some(team) => team.run(pixels, observed, |exchange| lane(Some(exchange))),
     }
 }
 

@@ -23,15 +23,25 @@ fn a_run_allocates_nothing_and_a_session_what_it_planned() {
     let bytes = write(&data).expect("a valid model");
     drop(data);
     let model = Model::parse(&bytes).expect("a valid file");
-    let plan = MemoryPlan::new(&model, &Options::default()).expect("runs here");
+    for threads in [1, 3] {
+        let options = Options {
+            threads,
+            ..Options::default()
+        };
+        check(&model, &options);
+    }
+}
 
+fn check(model: &Model<'_>, options: &Options) {
+    let plan = MemoryPlan::new(model, options).expect("runs here");
     let making = Region::new(COUNTED);
-    let mut session = Session::new(&model, &Options::default()).expect("runs here");
+    let mut session = Session::new(model, options).expect("runs here");
     let made = making.change();
     let kept = made.bytes_allocated - made.bytes_deallocated;
-    // Beyond the plan there are only the program's description (names, steps) and
-    // the slack of growing vectors: a few hundred bytes for each of its operations.
-    let slack = 2048 * session.program().ops.len();
+    // Beyond the plan there are only the program's description (names, steps), the
+    // slack of growing vectors and what a thread takes: a few hundred bytes for each
+    // of its operations, and a few thousand for each thread.
+    let slack = 2048 * session.program().ops.len() + 4096 * options.threads;
     assert!(
         kept >= plan.total_bytes(),
         "kept {kept} bytes, planned {}",
@@ -43,7 +53,10 @@ fn a_run_allocates_nothing_and_a_session_what_it_planned() {
         plan.total_bytes()
     );
 
-    let pixels = vec![77; config.image * config.image * 3];
+    let [height, width] = session.program().image;
+    let pixels = vec![77; height * width * 3];
+    // A thread that starts allocates a name and the like; all take part in a run.
+    session.run(&pixels).expect("the right size");
     let running = Region::new(COUNTED);
     for _ in 0..3 {
         session.run(&pixels).expect("the right size");

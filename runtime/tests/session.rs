@@ -1,13 +1,18 @@
 //! A session gives the same bits however it runs, and allocates nothing while
 //! it does.
 
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tpvit_kernels::ShiftForm;
 use tpvit_models::synthetic::{self, VitConfig};
-use tpvit_models::{BitWidth, BufferId, Model, SoftmaxQuant, write};
+use tpvit_models::{
+    BitWidth, BufferId, FileHead, Model, Op, ReadError, SoftmaxQuant, TensorReader, write,
+};
 use tpvit_runtime::{
-    AttentionMethod, Isa, MemoryPlan, Observer, Options, RunError, Session, SessionError, View,
+    AttentionMethod, Isa, LoadError, MemoryPlan, Observer, Options, RunError, Session,
+    SessionError, View,
 };
 
 const CONFIG: VitConfig = VitConfig {
@@ -79,7 +84,7 @@ fn the_logits_depend_on_nothing_but_model_and_picture() {
             };
             let expected = logits(&bytes, &base, &picture);
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                for threads in [1, 2, 4] {
+                for threads in [1, 2, 5] {
                     for &attention in methods(&softmax) {
                         let options = Options {
                             isa: Some(isa),
@@ -109,15 +114,191 @@ fn the_logits_depend_on_nothing_but_model_and_picture() {
     }
 }
 
+fn threads(threads: usize) -> Options {
+    Options {
+        threads,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn more_threads_than_rows_or_processors_do_no_harm() {
+    let config = VitConfig::SMALLEST;
+    let softmax = synthetic::row_max_softmax(BitWidth::B3);
+    let data = synthetic::vit(config, BitWidth::B4, BitWidth::B8, &softmax, 0);
+    let bytes = write(&data).expect("a valid model");
+    let picture = vec![99; config.image * config.image * 3];
+    let expected = logits(&bytes, &threads(1), &picture);
+    for n in [3, config.tokens(), config.tokens() + 1, 64] {
+        for all_rows in [false, true] {
+            let options = Options {
+                all_rows,
+                ..threads(n)
+            };
+            assert_eq!(logits(&bytes, &options, &picture), expected, "{n} threads");
+        }
+    }
+}
+
+/// The last row belongs to the last lane, and lane 0 answers.
+#[test]
+fn a_token_of_another_lane_is_found() {
+    let mut all = Vec::new();
+    for chosen in [0, 1, CONFIG.tokens() / 2, CONFIG.tokens() - 1] {
+        let softmax = &softmaxes()[1];
+        let mut data = synthetic::vit(CONFIG, BitWidth::B4, BitWidth::B4, softmax, 3);
+        for op in &mut data.program.ops {
+            if let Op::SelectToken { token, .. } = op {
+                *token = chosen;
+            }
+        }
+        let bytes = write(&data).expect("a valid model");
+        let model = Model::parse(&bytes).expect("a valid file");
+        let pictures = [pixels(1), pixels(2), pixels(1)];
+        let run = |options: &Options| {
+            let mut session = Session::new(&model, options).expect("runs here");
+            pictures
+                .each_ref()
+                .map(|p| session.run(p).expect("the right size").to_vec())
+        };
+        let expected = run(&threads(1));
+        for n in [2, 3, 7] {
+            assert_eq!(run(&threads(n)), expected, "token {chosen}, {n} threads");
+        }
+        all.push(expected);
+    }
+    all.dedup();
+    assert_eq!(all.len(), 4, "the token matters");
+}
+
+#[test]
+fn a_session_of_a_file_is_that_of_its_bytes() {
+    for (weights, activations) in WIDTHS {
+        let bytes = file(weights, activations, &softmaxes()[1]);
+        let expected = logits(&bytes, &threads(1), &pixels(1));
+        let mut file = Cursor::new(&bytes);
+        let head = FileHead::read(&mut file).expect("bytes can be read");
+        let info = head.parse().expect("a valid file");
+        let tensors = TensorReader::open(&info, file).expect("a valid file");
+        let mut session = Session::load(tensors, &threads(2)).expect("runs here");
+        let found = session.run(&pixels(1)).expect("the right size");
+        assert!(found.iter().map(|x| x.to_bits()).eq(expected));
+    }
+}
+
+/// Its head and the checksum of DATA can be read; then it ends.
+struct Ends(Cursor<Vec<u8>>, bool);
+
+impl Read for Ends {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        match self.1 {
+            true => Ok(0),
+            false => self.0.read(out),
+        }
+    }
+}
+
+impl Seek for Ends {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        // The reader goes to DATA twice: for the checksum, then for a tensor.
+        self.1 = self.0.position() == self.0.get_ref().len() as u64;
+        self.0.seek(to)
+    }
+}
+
+#[test]
+fn a_file_that_ends_while_it_is_read_is_an_error() {
+    let bytes = file(BitWidth::B4, BitWidth::B4, &softmaxes()[0]);
+    let head = FileHead::read(&mut Cursor::new(&bytes)).expect("bytes can be read");
+    let info = head.parse().expect("a valid file");
+    let tensors = TensorReader::open(&info, Ends(Cursor::new(bytes.clone()), false));
+    let error = Session::load(tensors.expect("a valid file"), &threads(1)).err();
+    assert!(
+        matches!(error, Some(LoadError::Read(ReadError::Io(_)))),
+        "{error:?}"
+    );
+}
+
 #[test]
 fn pictures_do_not_leak_into_each_other() {
     let bytes = file(BitWidth::B4, BitWidth::B4, &softmaxes()[0]);
     let model = Model::parse(&bytes).expect("a valid file");
-    let mut session = Session::new(&model, &Options::default()).expect("runs here");
-    let first = session.run(&pixels(1)).expect("the right size").to_vec();
-    let other = session.run(&pixels(2)).expect("the right size").to_vec();
-    assert_ne!(first, other, "the picture matters");
-    assert_eq!(session.run(&pixels(1)).expect("the right size"), first);
+    for n in [1, 2, 3] {
+        let mut session = Session::new(&model, &threads(n)).expect("runs here");
+        let first = session.run(&pixels(1)).expect("the right size").to_vec();
+        let other = session.run(&pixels(2)).expect("the right size").to_vec();
+        assert_ne!(first, other, "the picture matters");
+        for _ in 0..20 {
+            assert_eq!(session.run(&pixels(1)).expect("the right size"), first);
+            assert_eq!(session.run(&pixels(2)).expect("the right size"), other);
+        }
+    }
+}
+
+/// Copies everything that it sees.
+#[derive(Default, PartialEq, Debug)]
+struct Everything(Vec<(Range<usize>, Vec<u32>)>);
+
+impl Observer for Everything {
+    fn after(&mut self, _: usize, _: BufferId, rows: Range<usize>, view: View<'_>) {
+        let bits = match view {
+            View::Codes(codes) => codes.iter().map(|&c| c.into()).collect(),
+            View::Floats(floats) => floats.iter().map(|f| f.to_bits()).collect(),
+        };
+        self.0.push((rows, bits));
+    }
+}
+
+#[test]
+fn an_observer_sees_whole_outputs_whatever_the_threads() {
+    let bytes = file(BitWidth::B6, BitWidth::B6, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let seen = |n| {
+        let mut session = Session::new(&model, &threads(n)).expect("runs here");
+        let expected = session.run(&pixels(1)).expect("the right size").to_vec();
+        let mut everything = Everything::default();
+        let logits = session
+            .run_observed(&pixels(1), &mut everything)
+            .expect("the right size");
+        assert_eq!(logits, expected);
+        // And back: what the observer's gathering leaves behind does not matter.
+        assert_eq!(session.run(&pixels(1)).expect("the right size"), expected);
+        everything
+    };
+    let one = seen(1);
+    assert_eq!(one.0.len(), model.program().ops.len());
+    for n in [2, 3, 40] {
+        assert!(seen(n) == one, "{n} threads");
+    }
+}
+
+/// Panics at one operation.
+struct Panics(usize);
+
+impl Observer for Panics {
+    fn after(&mut self, op: usize, _: BufferId, _: Range<usize>, _: View<'_>) {
+        assert_ne!(op, self.0, "on purpose");
+    }
+}
+
+#[test]
+fn a_panic_ends_the_session_not_the_process() {
+    let bytes = file(BitWidth::B8, BitWidth::B8, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    for n in [2, 5] {
+        for op in [0, 7] {
+            let mut session = Session::new(&model, &threads(n)).expect("runs here");
+            let mut run = |observer: &mut dyn Observer| {
+                catch_unwind(AssertUnwindSafe(|| {
+                    session.run_observed(&pixels(1), observer).map(drop)
+                }))
+            };
+            assert!(run(&mut Panics(usize::MAX)).is_ok());
+            assert!(run(&mut Panics(op)).is_err());
+            // The other lanes are gone; nothing waits for them.
+            assert!(run(&mut Panics(usize::MAX)).is_err());
+        }
+    }
 }
 
 /// Counts the rows that each operation computes.

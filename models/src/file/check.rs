@@ -10,7 +10,7 @@
 )]
 
 use super::error::ParseError;
-use super::model::Tensor;
+use super::model::TensorPlace;
 use crate::preprocess::{Preprocess, Resize};
 use crate::program::{BufferId, Op, Program, TensorId};
 use crate::quant::{ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxQuant};
@@ -197,13 +197,18 @@ const MAX_PIXEL: u8 = 255;
 pub(super) fn sums(
     program: &Program,
     quant: &Quantization,
-    tensors: &[Tensor<'_>],
+    places: &[TensorPlace],
 ) -> Result<(), ParseError> {
+    let linear_sum = |index, max_act, weight: TensorId| {
+        let cols = program.tensors.get(weight.index()).map_or(0, |t| t.cols);
+        let bits = places.get(weight.index()).and_then(|place| place.bits);
+        linear_sum(index, max_act, cols, bits)
+    };
     for (index, op) in program.ops.iter().enumerate() {
         match *op {
-            Op::PatchEmbed { weight, .. } => linear_sum(index, MAX_PIXEL, tensors, weight)?,
+            Op::PatchEmbed { weight, .. } => linear_sum(index, MAX_PIXEL, weight)?,
             Op::Linear { input, weight, .. } => {
-                linear_sum(index, max_code(quant, input), tensors, weight)?;
+                linear_sum(index, max_code(quant, input), weight)?;
             }
             Op::Attention { qkv, head_dim, .. } => {
                 let most = max_code(quant, qkv);
@@ -240,14 +245,12 @@ fn largest_multiplier(softmax: &SoftmaxQuant) -> u16 {
 fn linear_sum(
     op: usize,
     max_act: u8,
-    tensors: &[Tensor<'_>],
-    weight: TensorId,
+    cols: usize,
+    bits: Option<BitWidth>,
 ) -> Result<(), ParseError> {
-    let Some(Tensor::Weight(weight)) = tensors.get(weight.index()) else {
-        return Ok(()); // the program is valid: it is a weight
-    };
-    let half = center(weight.bits);
-    let bound = product([4, weight.cols as u64, max_act.into(), half]);
+    // The program is valid: it is a weight, which has a width.
+    let half = bits.map_or(0, center);
+    let bound = product([4, cols as u64, max_act.into(), half]);
     at_most(op, "the sum of products and zero-point terms", bound)
 }
 

@@ -125,20 +125,16 @@ pub struct Section {
 /// A checked header and section table.
 #[derive(Clone, Debug)]
 pub(super) struct Container<'a> {
-    bytes: &'a [u8],
+    bytes: &'a [u8], // the file, or at least all that comes before DATA
+    pub(super) file_len: usize,
     pub(super) version: (u16, u16),
     pub(super) sections: Vec<Section>, // by offset and by kind; none overlap
 }
 
-/// Whether the checksum of DATA is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DataChecksum {
-    Verify,
-    Skip,
-}
-
 impl<'a> Container<'a> {
-    pub(super) fn parse(bytes: &'a [u8], data: DataChecksum) -> Result<Self, ParseError> {
+    /// `bytes` is a file of `file_len` bytes, or at least all that comes before
+    /// DATA, whose checksum is not compared here.
+    pub(super) fn parse(bytes: &'a [u8], file_len: usize) -> Result<Self, ParseError> {
         check_magic(bytes)?;
         let too_short = ParseError::FileLength {
             expected: HEADER_LEN as u64,
@@ -148,7 +144,7 @@ impl<'a> Container<'a> {
             return Err(too_short);
         };
         let header = Header::read(header);
-        header.check(bytes)?;
+        header.check(file_len)?;
         let table = usize::try_from(header.sections)
             .ok()
             .and_then(|count| count.checked_mul(ENTRY_LEN))
@@ -159,47 +155,61 @@ impl<'a> Container<'a> {
         header.check_crc(bytes, table)?;
         let container = Container {
             bytes,
+            file_len,
             version: header.version,
-            sections: read_table(bytes, table)?,
+            sections: read_table(bytes, file_len, table)?,
         };
         container.check_complete()?;
-        container.check_crcs(data)?;
+        container.check_crcs()?;
         Ok(container)
+    }
+
+    /// Where a section is that every file has.
+    pub(super) fn place(&self, kind: SectionKind) -> Result<Section, ParseError> {
+        let found = self.sections.iter().find(|section| section.kind == kind);
+        found
+            .copied()
+            .ok_or(ParseError::MissingSection { section: kind })
     }
 
     /// The bytes of a section that every file has, and their offset.
     pub(super) fn section(&self, kind: SectionKind) -> Result<(u64, &'a [u8]), ParseError> {
-        self.sections
-            .iter()
-            .find(|section| section.kind == kind)
-            .and_then(|section| Some((section.offset as u64, self.bytes_of(section)?)))
-            .ok_or(ParseError::MissingSection { section: kind })
+        let section = self.place(kind)?;
+        let bytes = self.bytes_of(&section);
+        let bytes = bytes.ok_or(ParseError::MissingSection { section: kind })?;
+        Ok((section.offset as u64, bytes))
     }
 
-    pub(super) fn bytes_of(&self, section: &Section) -> Option<&'a [u8]> {
+    fn bytes_of(&self, section: &Section) -> Option<&'a [u8]> {
         self.bytes.get(section.offset..)?.get(..section.len)
     }
 
     fn check_complete(&self) -> Result<(), ParseError> {
         for kind in SectionKind::ALL {
-            self.section(kind)?;
+            self.place(kind)?;
         }
         Ok(())
     }
 
-    fn check_crcs(&self, data: DataChecksum) -> Result<(), ParseError> {
-        for section in &self.sections {
-            if section.kind == SectionKind::Data && data == DataChecksum::Skip {
-                continue;
-            }
-            let computed = crc32fast::hash(self.bytes_of(section).unwrap_or_default());
-            if computed != section.crc32 {
-                return Err(ParseError::SectionChecksum {
-                    section: section.kind,
-                    stored: section.crc32,
-                    computed,
-                });
-            }
+    fn check_crcs(&self) -> Result<(), ParseError> {
+        let known = |section: &&Section| section.kind != SectionKind::Data;
+        for section in self.sections.iter().filter(known) {
+            let bytes = self.bytes_of(section).unwrap_or_default();
+            section.check_crc(crc32fast::hash(bytes))?;
+        }
+        Ok(())
+    }
+}
+
+impl Section {
+    /// Compares the checksum of the section's bytes with the stored one.
+    pub(super) fn check_crc(&self, computed: u32) -> Result<(), ParseError> {
+        if computed != self.crc32 {
+            return Err(ParseError::SectionChecksum {
+                section: self.kind,
+                stored: self.crc32,
+                computed,
+            });
         }
         Ok(())
     }
@@ -264,7 +274,7 @@ impl Header {
 
     /// What can be said before the checksum: an unknown version may compute
     /// it differently, a wrong length says more than a wrong checksum.
-    fn check(&self, bytes: &[u8]) -> Result<(), ParseError> {
+    fn check(&self, file_len: usize) -> Result<(), ParseError> {
         let found = self.version;
         if found.0 > VERSION.0 {
             return Err(ParseError::NewerVersion {
@@ -279,10 +289,10 @@ impl Header {
         if unknown != 0 {
             return Err(ParseError::RequiredFeatures { unknown });
         }
-        if self.file_len != bytes.len() as u64 {
+        if self.file_len != file_len as u64 {
             return Err(ParseError::FileLength {
                 expected: self.file_len,
-                found: bytes.len() as u64,
+                found: file_len as u64,
             });
         }
         Ok(())
@@ -306,7 +316,7 @@ impl Header {
 /// Reads the table; each section must begin at the first aligned byte after
 /// the one before it, and the last one must end the file. So there is one
 /// place for each section, and none can overlap.
-fn read_table(bytes: &[u8], table: &[u8]) -> Result<Vec<Section>, ParseError> {
+fn read_table(bytes: &[u8], file_len: usize, table: &[u8]) -> Result<Vec<Section>, ParseError> {
     let (entries, _) = table.as_chunks::<ENTRY_LEN>();
     let mut sections: Vec<Section> = Vec::with_capacity(entries.len());
     let mut end = HEADER_LEN.saturating_add(table.len());
@@ -319,32 +329,32 @@ fn read_table(bytes: &[u8], table: &[u8]) -> Result<Vec<Section>, ParseError> {
         {
             return Err(ParseError::SectionOrder { section: kind });
         }
-        let section = entry.check(kind, bytes, end)?;
+        let section = entry.check(kind, bytes, file_len, end)?;
         end = section.offset.saturating_add(section.len);
         sections.push(section);
     }
-    if end != bytes.len() {
+    if end != file_len {
         return Err(ParseError::FileLength {
             expected: end as u64,
-            found: bytes.len() as u64,
+            found: file_len as u64,
         });
     }
     Ok(sections)
 }
 
 /// A line of the table as it is stored.
-struct Entry {
-    kind: u32,
+pub(super) struct Entry {
+    pub(super) kind: u32,
     flags: u32,
-    offset: u64,
-    len: u64,
+    pub(super) offset: u64,
+    pub(super) len: u64,
     crc32: u32,
     reserved: u32,
 }
 
 impl Entry {
     #[rustfmt::skip]
-    fn read(bytes: &[u8; ENTRY_LEN]) -> Self {
+    pub(super) fn read(bytes: &[u8; ENTRY_LEN]) -> Self {
         let [
             k0, k1, k2, k3,
             f0, f1, f2, f3,
@@ -364,7 +374,13 @@ impl Entry {
     }
 
     /// `end` is where the section before this one ends.
-    fn check(&self, kind: SectionKind, bytes: &[u8], end: usize) -> Result<Section, ParseError> {
+    fn check(
+        &self,
+        kind: SectionKind,
+        bytes: &[u8],
+        file_len: usize,
+        end: usize,
+    ) -> Result<Section, ParseError> {
         if matches!(kind, SectionKind::Unknown(_)) && self.flags & REQUIRED != 0 {
             return Err(ParseError::UnknownSection { kind: self.kind });
         }
@@ -383,7 +399,7 @@ impl Entry {
         field("reserved", 0, self.reserved.into())?;
         let offset = layout::align(end).unwrap_or(usize::MAX);
         field("offset", offset as u64, self.offset)?;
-        let left = bytes.len().saturating_sub(offset);
+        let left = file_len.saturating_sub(offset);
         let too_long = ParseError::SectionEntry {
             section: kind,
             what: "length",

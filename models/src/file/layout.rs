@@ -28,6 +28,10 @@ pub const ALIGN: usize = 64;
 /// Bytes of the header (SPEC.md, section 2).
 pub(super) const HEADER_LEN: usize = 32;
 
+/// Where the header stores the number of sections.
+#[cfg(feature = "std")]
+pub(super) const SECTIONS_AT: usize = 24;
+
 /// Where the header stores the checksum of itself and of the table.
 pub(super) const HEADER_CRC_AT: usize = 28;
 

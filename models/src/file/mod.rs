@@ -7,10 +7,14 @@ mod error;
 mod layout;
 mod model;
 mod parse;
+#[cfg(feature = "std")]
+mod reader;
 mod write;
 
 pub use container::{Section, SectionKind};
 pub use error::ParseError;
 pub use layout::{ALIGN, MAGIC, SUPPORTED_FEATURES, VERSION};
-pub use model::{FloatTensor, Model, Tensor, WeightTensor};
+pub use model::{FloatTensor, Model, ModelInfo, Tensor, WeightTensor};
+#[cfg(feature = "std")]
+pub use reader::{FileHead, ReadError, TensorReader};
 pub use write::{ModelData, TensorData, WriteError, write};

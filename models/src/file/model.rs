@@ -6,9 +6,9 @@
     clippy::unwrap_used
 )]
 
-use super::container::{DataChecksum, Section};
+use super::container::Section;
 use super::error::ParseError;
-use super::parse;
+use super::parse::{self, DataChecksum};
 use super::write::{ModelData, TensorData};
 use crate::dense;
 use crate::preprocess::Preprocess;
@@ -17,56 +17,37 @@ use crate::quant::{BitWidth, Quantization, WeightQuant};
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Deref;
 
-/// A `.tpv` file, checked; borrows the bytes of its tensors and its text.
+/// All that a `.tpv` file says but the values of its tensors, checked.
 ///
 /// Holding one proves that the program can be run: each shape fits, each
-/// tensor is there in full, each number is in its range, no integer sum can
-/// overflow.
-///
-/// ```
-/// # use tpvit_models::{Model, synthetic, write};
-/// # let data = synthetic::tiny();
-/// # let bytes = write(&data).unwrap();
-/// let model = Model::parse(&bytes)?;
-/// assert_eq!(model.program().classes(), 10);
-/// # Ok::<(), tpvit_models::ParseError>(())
-/// ```
+/// number is in its range, no integer sum can overflow.
 #[derive(Clone, Debug)]
-pub struct Model<'a> {
+pub struct ModelInfo<'a> {
     pub(super) version: (u16, u16),
     pub(super) file_len: usize,
     pub(super) sections: Vec<Section>,
     pub(super) program: Program,
     pub(super) quantization: Quantization,
-    pub(super) tensors: Vec<Tensor<'a>>, // by TensorId, of the role in `program`
+    pub(super) places: Vec<TensorPlace>, // by TensorId
     pub(super) preprocess: Preprocess,
     pub(super) labels: Vec<&'a str>, // none or `classes`
     pub(super) provenance: &'a str,
 }
 
-impl<'a> Model<'a> {
-    /// Reads and checks a `.tpv` file.
-    ///
-    /// Never panics, whatever the bytes; allocates at most
-    /// 16 times their length and 4 KiB.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
-        parse::model(bytes, DataChecksum::Verify)
-    }
+/// Where in the file a tensor is, and how wide.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TensorPlace {
+    /// Of a weight's codes.
+    pub(super) bits: Option<BitWidth>,
+    /// Where the zeros begin that fill the file up to it.
+    pub(super) filling: usize,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
 
-    /// As [`Model::parse`], without comparing the checksum of DATA, which is
-    /// nearly all of the time that `parse` takes. Everything else is checked,
-    /// so this is as safe; only a damaged weight can go unnoticed.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn parse_unverified(bytes: &'a [u8]) -> Result<Self, ParseError> {
-        parse::model(bytes, DataChecksum::Skip)
-    }
-
+impl<'a> ModelInfo<'a> {
     /// What is computed.
     pub fn program(&self) -> &Program {
         &self.program
@@ -77,37 +58,15 @@ impl<'a> Model<'a> {
         &self.quantization
     }
 
-    /// A constant of the program.
+    /// Width of the codes of the weight of a matrix product.
     ///
     /// # Panics
-    /// If `id` is not of [`Model::program`].
-    pub fn tensor(&self, id: TensorId) -> Tensor<'a> {
-        *self
-            .tensors
-            .get(id.index())
-            .expect("the tensor is of this model's program")
-    }
-
-    /// The weight of a matrix product.
-    ///
-    /// # Panics
-    /// If `id` is not of [`Model::program`], or holds floats there.
-    pub fn weight(&self, id: TensorId) -> WeightTensor<'a> {
-        match self.tensor(id) {
-            Tensor::Weight(weight) => weight,
-            Tensor::Float(_) => panic!("tensor {} holds floats", id.0),
-        }
-    }
-
-    /// A bias, a gain, an embedding.
-    ///
-    /// # Panics
-    /// If `id` is not of [`Model::program`], or is a weight there.
-    pub fn float(&self, id: TensorId) -> FloatTensor<'a> {
-        match self.tensor(id) {
-            Tensor::Float(float) => float,
-            Tensor::Weight(_) => panic!("tensor {} is a weight", id.0),
-        }
+    /// If `id` is not of [`ModelInfo::program`], or holds floats there.
+    pub fn weight_bits(&self, id: TensorId) -> BitWidth {
+        let place = self.places.get(id.index());
+        place
+            .and_then(|place| place.bits)
+            .expect("the tensor is a weight of this model's program")
     }
 
     /// What happens to a picture first.
@@ -146,6 +105,81 @@ impl<'a> Model<'a> {
     pub fn file_len(&self) -> usize {
         self.file_len
     }
+}
+
+/// A `.tpv` file in memory, checked: its [`ModelInfo`], to which it
+/// dereferences, and its tensors. Borrows the bytes of these and its text.
+///
+/// ```
+/// # use tpvit_models::{Model, synthetic, write};
+/// # let data = synthetic::tiny();
+/// # let bytes = write(&data).unwrap();
+/// let model = Model::parse(&bytes)?;
+/// assert_eq!(model.program().classes(), 10);
+/// # Ok::<(), tpvit_models::ParseError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Model<'a> {
+    pub(super) info: ModelInfo<'a>,
+    pub(super) tensors: Vec<Tensor<'a>>, // by TensorId, of the role in the program
+}
+
+impl<'a> Deref for Model<'a> {
+    type Target = ModelInfo<'a>;
+
+    fn deref(&self) -> &ModelInfo<'a> {
+        &self.info
+    }
+}
+
+impl<'a> Model<'a> {
+    /// Reads and checks a `.tpv` file.
+    ///
+    /// Never panics, whatever the bytes; allocates at most
+    /// 16 times their length and 4 KiB.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        parse::model(bytes, DataChecksum::Verify)
+    }
+
+    /// As [`Model::parse`], without comparing the checksum of DATA, which is
+    /// nearly all of the time that `parse` takes. Everything else is checked,
+    /// so this is as safe; only a damaged weight can go unnoticed.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse_unverified(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        parse::model(bytes, DataChecksum::Skip)
+    }
+
+    /// A constant of the program.
+    ///
+    /// # Panics
+    /// If `id` is not of [`ModelInfo::program`].
+    pub fn tensor(&self, id: TensorId) -> Tensor<'a> {
+        *self
+            .tensors
+            .get(id.index())
+            .expect("the tensor is of this model's program")
+    }
+
+    /// The weight of a matrix product.
+    ///
+    /// # Panics
+    /// If `id` is not of [`ModelInfo::program`], or holds floats there.
+    pub fn weight(&self, id: TensorId) -> WeightTensor<'a> {
+        self.tensor(id).weight()
+    }
+
+    /// A bias, a gain, an embedding.
+    ///
+    /// # Panics
+    /// If `id` is not of [`ModelInfo::program`], or is a weight there.
+    pub fn float(&self, id: TensorId) -> FloatTensor<'a> {
+        self.tensor(id).float()
+    }
 
     /// An owned copy, which [`write()`](crate::write) turns into the same bytes
     /// (but for sections that this reader does not know).
@@ -170,7 +204,29 @@ pub enum Tensor<'a> {
     Weight(WeightTensor<'a>),
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// The weight that it is.
+    ///
+    /// # Panics
+    /// If it holds floats.
+    pub fn weight(self) -> WeightTensor<'a> {
+        match self {
+            Tensor::Weight(weight) => weight,
+            Tensor::Float(_) => panic!("the tensor holds floats"),
+        }
+    }
+
+    /// The floats that it holds.
+    ///
+    /// # Panics
+    /// If it is a weight.
+    pub fn float(self) -> FloatTensor<'a> {
+        match self {
+            Tensor::Float(float) => float,
+            Tensor::Weight(_) => panic!("the tensor is a weight"),
+        }
+    }
+
     fn to_data(self) -> TensorData {
         match self {
             Tensor::Float(float) => TensorData::Float(float.iter().collect()),

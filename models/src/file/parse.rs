@@ -10,11 +10,11 @@
 )]
 
 use super::check;
-use super::container::{Container, DataChecksum, SectionKind, check_zero};
+use super::container::{Container, SectionKind, check_zero};
 use super::cursor::Cursor;
 use super::error::ParseError;
 use super::layout::{self, NONE, least};
-use super::model::{FloatTensor, Model, Tensor, WeightTensor};
+use super::model::{FloatTensor, Model, ModelInfo, Tensor, TensorPlace, WeightTensor};
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{
     Activation, Buffer, BufferId, MAX_SIZE, Op, Program, TensorId, TensorInfo, TensorRole,
@@ -23,28 +23,54 @@ use crate::quant::{ActivationQuant, BitWidth, Quantization, SoftmaxKind, Softmax
 use alloc::string::String;
 use alloc::vec::Vec;
 
-pub(super) fn model(bytes: &[u8], data: DataChecksum) -> Result<Model<'_>, ParseError> {
-    let file = Container::parse(bytes, data)?;
+/// Whether the checksum of DATA is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DataChecksum {
+    Verify,
+    Skip,
+}
+
+/// A whole file.
+pub(super) fn model(bytes: &[u8], checksum: DataChecksum) -> Result<Model<'_>, ParseError> {
+    let file = Container::parse(bytes, bytes.len())?;
+    if checksum == DataChecksum::Verify {
+        let (_, data) = file.section(SectionKind::Data)?;
+        let place = file.place(SectionKind::Data)?;
+        place.check_crc(crc32fast::hash(data))?;
+    }
+    let info = info(file)?;
+    let tensors = info.program.tensors.iter().zip(&info.places);
+    let tensors = tensors
+        .map(|(info, place)| {
+            let bytes = bytes.get(place.filling..place.end);
+            tensor(info, place, bytes.unwrap_or_default())
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Model { info, tensors })
+}
+
+/// All but the tensors: what the sections before DATA say.
+pub(super) fn info(file: Container<'_>) -> Result<ModelInfo<'_>, ParseError> {
     let entries = tensor_entries(&file)?;
     let program = program(&file, &entries)?;
     check::names(&program)?;
     program.validate()?;
-    let tensors = tensors(&file, &entries)?;
+    let places = places(&file, &entries)?;
     let quantization = quantization(&file, &program)?;
     check::quantization(&program, &quantization)?;
-    check::sums(&program, &quantization, &tensors)?;
+    check::sums(&program, &quantization, &places)?;
     let preprocess = preprocess(&file)?;
     check::crop(&program, &preprocess)?;
     let labels = labels(&file)?;
     check::labels(&program, &labels)?;
-    Ok(Model {
+    Ok(ModelInfo {
         version: file.version,
-        file_len: bytes.len(),
+        file_len: file.file_len,
         provenance: cursor(&file, SectionKind::Provenance)?.rest_as_text()?,
         sections: file.sections,
         program,
         quantization,
-        tensors,
+        places,
         preprocess,
         labels,
     })
@@ -71,35 +97,37 @@ impl TensorEntry<'_> {
         String::from(self.name)
     }
 
-    /// Whole floats, all finite.
-    fn floats<'d>(
-        &self,
-        what: &'static str,
-        bytes: &'d [u8],
-    ) -> Result<FloatTensor<'d>, ParseError> {
-        let (values, _) = bytes.as_chunks::<4>();
-        let floats = FloatTensor::new(values);
-        match floats.iter().position(|value| !value.is_finite()) {
-            None => Ok(floats),
-            Some(index) => Err(self.bad_value(what, index, floats.get(index))),
+    /// The width of a weight's codes, and the bytes that it must claim.
+    fn width_and_len(&self) -> Result<(Option<BitWidth>, usize), ParseError> {
+        let bits = BitWidth::from_bits(self.bits.into());
+        let (bits, len) = match (self.role, self.bits, bits) {
+            (TensorRole::Float, layout::FLOAT_BITS, _) => {
+                (None, layout::float_len(self.rows, self.cols))
+            }
+            (TensorRole::Weight, _, Some(bits)) => {
+                let place = layout::weight_layout(bits, self.rows, self.cols);
+                (Some(bits), place.map(|place| place.len))
+            }
+            (TensorRole::Float | TensorRole::Weight, _, _) => {
+                return Err(ParseError::TensorBits {
+                    tensor: self.name(),
+                    found: self.bits,
+                });
+            }
+        };
+        let len = len.unwrap_or(usize::MAX);
+        match self.len == len as u64 {
+            true => Ok((bits, len)),
+            false => Err(self.bad_len(len)),
         }
     }
 
-    /// Whole floats, all of them scales.
-    fn scales<'d>(&self, bytes: &'d [u8]) -> Result<FloatTensor<'d>, ParseError> {
-        let scales = self.floats("scale", bytes)?;
-        match scales.iter().position(|scale| !check::is_scale(scale)) {
-            None => Ok(scales),
-            Some(index) => Err(self.bad_value("scale", index, scales.get(index))),
-        }
-    }
-
-    fn bad_value(&self, what: &'static str, index: usize, found: Option<f32>) -> ParseError {
-        ParseError::TensorValue {
+    fn bad_len(&self, expected: usize) -> ParseError {
+        ParseError::TensorPlace {
             tensor: self.name(),
-            what,
-            index,
-            found: found.unwrap_or(f32::NAN),
+            what: "length",
+            expected: expected as u64,
+            found: self.len,
         }
     }
 }
@@ -222,13 +250,13 @@ fn optional(id: u16) -> Option<u16> {
 
 /// Cuts DATA into tensors. Each has one place, right after the one before it
 /// (aligned), so none can overlap and no byte is outside of all of them.
-fn tensors<'a>(
-    file: &Container<'a>,
+fn places(
+    file: &Container<'_>,
     entries: &[TensorEntry<'_>],
-) -> Result<Vec<Tensor<'a>>, ParseError> {
-    let (data_offset, data) = file.section(SectionKind::Data)?;
-    let in_file = |at: usize| usize::try_from(data_offset).unwrap_or(0).saturating_add(at);
-    let mut tensors = Vec::with_capacity(entries.len());
+) -> Result<Vec<TensorPlace>, ParseError> {
+    let data = file.place(SectionKind::Data)?;
+    let in_file = |at: usize| data.offset.saturating_add(at);
+    let mut places = Vec::with_capacity(entries.len());
     let mut end = 0;
     for entry in entries {
         let start = layout::align(end).unwrap_or(usize::MAX);
@@ -240,56 +268,66 @@ fn tensors<'a>(
                 found: entry.offset,
             });
         }
-        let rest = data.get(start..).unwrap_or_default();
-        let tensor = tensor(entry, rest, in_file(start))?;
-        check_zero(data.get(end..start).unwrap_or_default(), in_file(end))?;
-        end = start.saturating_add(usize::try_from(entry.len).unwrap_or(usize::MAX));
-        tensors.push(tensor);
+        let (bits, len) = entry.width_and_len()?;
+        let rest = data.len.saturating_sub(start);
+        if len > rest {
+            return Err(entry.bad_len(rest));
+        }
+        let filling = in_file(end);
+        end = start.saturating_add(len);
+        places.push(TensorPlace {
+            bits,
+            filling,
+            start: in_file(start),
+            end: in_file(end),
+        });
     }
-    if end != data.len() {
+    if end != data.len {
         return Err(ParseError::SectionRest {
             section: SectionKind::Data,
             offset: in_file(end) as u64,
         });
     }
-    Ok(tensors)
+    Ok(places)
 }
 
-/// Reads one tensor from the front of `data`, which begins at `offset` of the file.
-fn tensor<'a>(
-    entry: &TensorEntry<'_>,
-    data: &'a [u8],
-    offset: usize,
+/// Checks the values of one tensor; `bytes` are those of `place`, from the
+/// filling on.
+pub(super) fn tensor<'a>(
+    info: &TensorInfo,
+    place: &TensorPlace,
+    bytes: &'a [u8],
 ) -> Result<Tensor<'a>, ParseError> {
-    match entry.role {
-        TensorRole::Float => {
-            if entry.bits != layout::FLOAT_BITS {
-                return Err(bad_bits(entry));
-            }
-            let len = layout::float_len(entry.rows, entry.cols);
-            let bytes = tensor_bytes(entry, len, data)?;
-            Ok(Tensor::Float(entry.floats("value", bytes)?))
-        }
-        TensorRole::Weight => weight(entry, data, offset).map(Tensor::Weight),
+    let filled = place.start.saturating_sub(place.filling);
+    let (filling, bytes) = bytes.split_at_checked(filled).unwrap_or_default();
+    check_zero(filling, place.filling)?;
+    match place.bits {
+        None => Ok(Tensor::Float(floats(info, "value", bytes)?)),
+        Some(bits) => weight(info, bits, bytes, place.start).map(Tensor::Weight),
     }
 }
 
+/// Reads one weight, which begins at `offset` of the file.
 fn weight<'a>(
-    entry: &TensorEntry<'_>,
-    data: &'a [u8],
+    info: &TensorInfo,
+    bits: BitWidth,
+    bytes: &'a [u8],
     offset: usize,
 ) -> Result<WeightTensor<'a>, ParseError> {
-    let bits = BitWidth::from_bits(entry.bits.into()).ok_or_else(|| bad_bits(entry))?;
-    let place = layout::weight_layout(bits, entry.rows, entry.cols);
-    let bytes = tensor_bytes(entry, place.map(|place| place.len), data)?;
-    let place = place.ok_or_else(|| bad_len(entry, usize::MAX))?;
     let part = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
+    let place = layout::weight_layout(bits, info.rows, info.cols);
+    let place = place.ok_or_else(|| ParseError::TensorPlace {
+        tensor: info.name.clone(),
+        what: "length",
+        expected: u64::MAX,
+        found: bytes.len() as u64,
+    })?;
     let weight = WeightTensor {
         bits,
-        rows: entry.rows,
-        cols: entry.cols,
+        rows: info.rows,
+        cols: info.cols,
         row_len: place.row_len,
-        scales: entry.scales(part(0, place.zero_points_at))?,
+        scales: scales(info, part(0, place.zero_points_at))?,
         zero_points: part(place.zero_points_at, place.zero_points_end),
         codes: part(place.codes_at, place.len),
     };
@@ -297,52 +335,55 @@ fn weight<'a>(
         part(place.zero_points_end, place.codes_at),
         offset.saturating_add(place.zero_points_end),
     )?;
-    check_zero_points(entry, &weight)?;
-    check_row_padding(entry, &weight)?;
+    check_zero_points(info, &weight)?;
+    check_row_padding(info, &weight)?;
     Ok(weight)
 }
 
-/// The first `expected` bytes of `data`, if the entry claims just as many.
-fn tensor_bytes<'a>(
-    entry: &TensorEntry<'_>,
-    expected: Option<usize>,
-    data: &'a [u8],
-) -> Result<&'a [u8], ParseError> {
-    let expected = expected.unwrap_or(usize::MAX);
-    if entry.len != expected as u64 {
-        return Err(bad_len(entry, expected));
-    }
-    data.get(..expected).ok_or(ParseError::TensorPlace {
-        tensor: entry.name(),
-        what: "length",
-        expected: data.len() as u64,
-        found: entry.len,
-    })
-}
-
-fn bad_len(entry: &TensorEntry<'_>, expected: usize) -> ParseError {
-    ParseError::TensorPlace {
-        tensor: entry.name(),
-        what: "length",
-        expected: expected as u64,
-        found: entry.len,
+/// Whole floats, all finite.
+fn floats<'d>(
+    info: &TensorInfo,
+    what: &'static str,
+    bytes: &'d [u8],
+) -> Result<FloatTensor<'d>, ParseError> {
+    let (values, _) = bytes.as_chunks::<4>();
+    let floats = FloatTensor::new(values);
+    match floats.iter().position(|value| !value.is_finite()) {
+        None => Ok(floats),
+        Some(index) => Err(bad_value(info, what, index, floats.get(index))),
     }
 }
 
-fn bad_bits(entry: &TensorEntry<'_>) -> ParseError {
-    ParseError::TensorBits {
-        tensor: entry.name(),
-        found: entry.bits,
+/// Whole floats, all of them scales.
+fn scales<'d>(info: &TensorInfo, bytes: &'d [u8]) -> Result<FloatTensor<'d>, ParseError> {
+    let scales = floats(info, "scale", bytes)?;
+    match scales.iter().position(|scale| !check::is_scale(scale)) {
+        None => Ok(scales),
+        Some(index) => Err(bad_value(info, "scale", index, scales.get(index))),
     }
 }
 
-fn check_zero_points(entry: &TensorEntry<'_>, weight: &WeightTensor<'_>) -> Result<(), ParseError> {
+fn bad_value(
+    info: &TensorInfo,
+    what: &'static str,
+    index: usize,
+    found: Option<f32>,
+) -> ParseError {
+    ParseError::TensorValue {
+        tensor: info.name.clone(),
+        what,
+        index,
+        found: found.unwrap_or(f32::NAN),
+    }
+}
+
+fn check_zero_points(info: &TensorInfo, weight: &WeightTensor<'_>) -> Result<(), ParseError> {
     let most = weight.bits.max_code();
     let mut zero_points = weight.zero_points.iter().copied().enumerate();
     match zero_points.find(|&(_, found)| found > most) {
         None => Ok(()),
         Some((index, found)) => Err(ParseError::TensorZeroPoint {
-            tensor: entry.name(),
+            tensor: info.name.clone(),
             index,
             found,
             most,
@@ -352,7 +393,7 @@ fn check_zero_points(entry: &TensorEntry<'_>, weight: &WeightTensor<'_>) -> Resu
 
 /// Bits after the last code of a row must be zero: there is one way to store
 /// a row. No code itself can be wrong, as each uses all values of its bits.
-fn check_row_padding(entry: &TensorEntry<'_>, weight: &WeightTensor<'_>) -> Result<(), ParseError> {
+fn check_row_padding(info: &TensorInfo, weight: &WeightTensor<'_>) -> Result<(), ParseError> {
     let width = usize::try_from(weight.bits.bits()).unwrap_or(8);
     let used = weight.cols.saturating_mul(width) % 8; // bits of the last byte; 0 for all
     if used == 0 {
@@ -362,7 +403,7 @@ fn check_row_padding(entry: &TensorEntry<'_>, weight: &WeightTensor<'_>) -> Resu
     match weight.codes.chunks_exact(weight.row_len).position(padded) {
         None => Ok(()),
         Some(row) => Err(ParseError::RowPadding {
-            tensor: entry.name(),
+            tensor: info.name.clone(),
             row,
         }),
     }

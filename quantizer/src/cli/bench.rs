@@ -51,7 +51,7 @@ fn bench_tpv(args: &BenchArgs) -> Result<()> {
     let start = Instant::now();
     let mut session = {
         let file = TpvFile::open(&args.model)?;
-        Session::new(&file.model()?, &args.runtime.options(args.threads))?
+        file.session(&file.info()?, &args.runtime.options(args.threads))?
     };
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let pixels = noise(&session);

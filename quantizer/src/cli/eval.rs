@@ -17,7 +17,7 @@ use tpvit_runtime::Session;
 
 #[cfg(feature = "onnx")]
 use super::model_file::preprocess_of;
-use super::model_file::{Kind, TpvFile, kind};
+use super::model_file::{Kind, WholeTpvFile, kind};
 use super::output::{print, print_json, progress};
 use super::{RuntimeArgs, parse_threads};
 
@@ -68,7 +68,7 @@ pub(crate) fn execute(args: &EvalArgs) -> Result<()> {
                 "{} says its own preprocessing; drop the flags",
                 args.model.display()
             );
-            let file = TpvFile::open(&args.model)?;
+            let file = WholeTpvFile::open(&args.model)?;
             eval_tpv(&file.model()?, &dataset, threads, &args.runtime)?
         }
         Kind::Onnx => eval_onnx(&args.model, &args.preprocess, &dataset, threads)?,

@@ -9,7 +9,7 @@ use tpvit_models::{ActivationQuant, Model, Op, Program, SoftmaxKind, SoftmaxQuan
 use tpvit_quantizer::preprocessing::describe as describe_preprocess;
 use tpvit_runtime::{MemoryPlan, Options};
 
-use super::model_file::TpvFile;
+use super::model_file::WholeTpvFile;
 use super::output::{Table, bytes, print, print_json};
 
 /// Arguments of `tpvit inspect`.
@@ -26,7 +26,7 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn execute(args: &InspectArgs) -> Result<()> {
-    let file = TpvFile::open(&args.model)?;
+    let file = WholeTpvFile::open(&args.model)?;
     // Reading verifies every checksum; a wrong one is an error that names its section.
     let model = file.model()?;
     let plan = MemoryPlan::new(&model, &Options::default())?;

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use tpvit_models::file::MAGIC;
-use tpvit_models::{Model, Preprocess};
+use tpvit_models::{FileHead, Model, ModelInfo, Preprocess, TensorReader};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, read_json};
+use tpvit_runtime::{LoadError, Options, Session};
 
 /// What a model file is, by its content.
 pub(crate) enum Kind {
@@ -33,37 +34,56 @@ pub(crate) fn kind(path: &Path) -> Result<Kind> {
     }
 }
 
-/// A .tpv file, mapped into memory.
-///
-/// Drop it once the [`tpvit_runtime::Session`] is made: that holds its own
-/// copy of what it needs, and the pages of the mapping go back to the system.
+/// A .tpv file of which one tensor at a time is read: what a run needs.
 pub(crate) struct TpvFile {
-    map: vmap::Map,
+    head: FileHead,
+    file: File,
     name: String,
 }
 
 impl TpvFile {
     pub(crate) fn open(path: &Path) -> Result<TpvFile> {
         let name = path.display().to_string();
-        let len = std::fs::metadata(path)
-            .with_context(|| format!("cannot open {name}"))?
-            .len();
-        if len == 0 {
-            bail!("{name} is empty");
-        }
-        let (map, _) = vmap::Map::with_options()
-            .open(path)
-            .with_context(|| format!("cannot map {name}"))?;
-        Ok(TpvFile { map, name })
+        let mut file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+        let head = FileHead::read(&mut file).with_context(|| format!("cannot read {name}"))?;
+        Ok(TpvFile { head, file, name })
+    }
+
+    /// Checks and reads all that comes before the tensors.
+    pub(crate) fn info(&self) -> Result<ModelInfo<'_>> {
+        let info = self.head.parse();
+        info.with_context(|| format!("cannot use {}", self.name))
+    }
+
+    /// Makes the model ready to run; checks and reads the tensors.
+    pub(crate) fn session(&self, info: &ModelInfo<'_>, options: &Options) -> Result<Session> {
+        let session = TensorReader::open(info, &self.file)
+            .map_err(LoadError::from)
+            .and_then(|tensors| Session::load(tensors, options));
+        session.with_context(|| format!("cannot use {}", self.name))
+    }
+}
+
+/// A .tpv file in memory, for those who look at all of it.
+pub(crate) struct WholeTpvFile {
+    bytes: Vec<u8>,
+    name: String,
+}
+
+impl WholeTpvFile {
+    pub(crate) fn open(path: &Path) -> Result<WholeTpvFile> {
+        let name = path.display().to_string();
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+        Ok(WholeTpvFile { bytes, name })
     }
 
     /// Checks and reads the file.
     pub(crate) fn model(&self) -> Result<Model<'_>> {
-        Model::parse(&self.map).with_context(|| format!("cannot use {}", self.name))
+        Model::parse(&self.bytes).with_context(|| format!("cannot use {}", self.name))
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.map.len()
+        self.bytes.len()
     }
 }
 

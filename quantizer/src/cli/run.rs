@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use tpvit_quantizer::pictures;
-use tpvit_runtime::{Session, softmax};
+use tpvit_runtime::softmax;
 
 use super::model_file::TpvFile;
 use super::output::{print, print_json, tell};
@@ -43,8 +43,8 @@ pub(crate) struct Answer {
 
 pub(crate) fn execute(args: &RunArgs) -> Result<()> {
     let file = TpvFile::open(&args.model)?;
-    let model = file.model()?;
-    let mut session = Session::new(&model, &args.runtime.options(args.threads))?;
+    let model = file.info()?;
+    let mut session = file.session(&model, &args.runtime.options(args.threads))?;
     let mut results = Vec::new();
     let mut failed = 0;
     for path in &args.pictures {
