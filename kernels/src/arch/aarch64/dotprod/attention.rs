@@ -1,7 +1,7 @@
 //! Attention on the tile of the matrix product; the nest is
 //! [`crate::arch::common::attention`]. Entries have 7 bits: s8 as they are.
 
-use super::tile::{MR, PANELS, shift, tile};
+use super::tile::{MR, PANELS, shift, tile_of_rows};
 use crate::{
     HeadShape, KeysValues,
     arch::common::{
@@ -54,7 +54,9 @@ pub(super) fn attention(call: AttentionCall) {
     drive::<MR, 1, 1>(
         &layout(&shape),
         call,
-        |q, stride, rows, panel, acc| tile(shift, q, stride, rows, head_dim, panel, acc),
-        |entries, stride, rows, panel, acc| tile(0, entries, stride, rows, tokens, panel, acc),
+        |q, stride, rows, panel, acc| tile_of_rows(shift, q, stride, rows, head_dim, panel, acc),
+        |entries, stride, rows, panel, acc| {
+            tile_of_rows(0, entries, stride, rows, tokens, panel, acc)
+        },
     );
 }

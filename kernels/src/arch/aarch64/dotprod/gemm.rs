@@ -1,14 +1,17 @@
 //! Matrix products: one s8 tile serves every width; low-bit panels are unpacked
-//! once and used by all rows.
+//! once and used by all rows, and activations are re-ordered once for all panels.
 
 use super::tile::{MR, PANELS, shift, tile};
 use crate::{
     GemmShape,
-    arch::common::{
-        epilogue::Epilogue,
-        gemm::drive,
-        panels::Panels,
-        scratch::{cut, cut_len},
+    arch::{
+        aarch64::rows::{pack_rows, row_len},
+        common::{
+            epilogue::Epilogue,
+            gemm::drive,
+            panels::Panels,
+            scratch::{cut, cut_len},
+        },
     },
     table::GemmCall,
 };
@@ -21,8 +24,9 @@ pub(super) fn pack_weights(shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
     PANELS.pack(shape, dense, out);
 }
 
-pub(super) fn gemm_scratch_len(shape: &GemmShape, _m: usize) -> usize {
+pub(super) fn gemm_scratch_len(shape: &GemmShape, m: usize) -> usize {
     cut_len::<u8>(PANELS.unpacked_len(shape.k, shape.weight_bits))
+        + cut_len::<u8>(m * row_len(shape.k))
 }
 
 #[target_feature(enable = "neon,dotprod")]
@@ -45,8 +49,11 @@ pub(super) fn gemm(call: GemmCall) {
     } = *shape;
     let panels = Panels::new(PANELS, shape, packed);
     let unpacked = cut::<u8>(&mut scratch, PANELS.unpacked_len(k, weight_bits));
-    let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
     let shift = shift(act_max);
+    let stride = row_len(k);
+    let a_packed = cut::<u8>(&mut scratch, m * stride);
+    pack_rows::<16>(a, k, m, MR, shift, a_packed);
+    let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
     drive::<MR, 1>(
         m,
         n,
@@ -55,6 +62,6 @@ pub(super) fn gemm(call: GemmCall) {
         &mut epilogue,
         unpacked,
         |p, scratch, panels| panels.load::<64>(p, scratch),
-        |i, rows, panel, acc| tile(shift, &a[i * k..], k, rows, k, panel, acc),
+        |i, rows, panel, acc| tile(&a_packed[i * stride..][..rows * stride], rows, panel, acc),
     );
 }

@@ -12,8 +12,10 @@
 //! A row gives 16 k at one load, the strip two registers every 4 k: 16 loads feed
 //! 64 instructions. 16 sums + 8 activations + 2 weights = 26 of 32 registers.
 //!
-//! **Signs.** `SDOT` is signed x signed: activations above 127 become `a - 128` by
-//! one EOR, and `128 * (sum of weights)` is owed, which the packed panel knows.
+//! **Signs.** `SDOT` is signed x signed: activations above 127 become `a - 128`, and
+//! `128 * (sum of weights)` is owed, which the packed panel knows. A matrix product
+//! shifts its rows when it packs them; the rows of attention, which meet few panels,
+//! are shifted by the tile (EOR).
 //!
 //! **Overflow.** `SDOT` wraps at 32 bits; `128 * 128 * MAX_K < 2^31`, so it never does.
 //!
@@ -40,8 +42,8 @@ pub(super) const PANELS: Layout = Layout {
     sums: true,
 };
 
-/// Bytes of one group of a strip: 8 outputs, 4 k.
-const GROUP: usize = 32;
+/// One group of a strip: 4 k of 8 outputs.
+type Group = [[u8; 16]; 2];
 
 /// What is subtracted from each activation so that it is signed: 0 or 128.
 pub(super) const fn shift(act_max: u8) -> u8 {
@@ -85,11 +87,10 @@ fn sdot<const ELEMENT: i32>(mut sum: int32x4_t, w: int8x16_t, a: int8x16_t) -> i
 #[target_feature(enable = "neon,dotprod")]
 fn step<const R: usize, const ELEMENT: i32>(
     sums: &mut [[int32x4_t; 2]; R],
-    group: &[u8; GROUP],
+    group: &Group,
     a: &[int8x16_t; R],
 ) {
-    let (halves, _) = group.as_chunks::<16>();
-    let w = [load(&halves[0]), load(&halves[1])];
+    let w = [load(&group[0]), load(&group[1])];
     for (sums, &a) in zip(sums, a) {
         for (sum, w) in zip(sums, w) {
             *sum = sdot::<ELEMENT>(*sum, w, a);
@@ -97,10 +98,27 @@ fn step<const R: usize, const ELEMENT: i32>(
     }
 }
 
-/// Sums of `rows` rows of `k` codes, `stride` apart, with a panel.
+/// Sums of a block of `rows` rows, made by `pack_block` of groups of 16, with a panel.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn tile(
+pub(super) fn tile(a: &[u8], rows: usize, panel: &[u8], acc: &mut Tile<MR, 1>) {
+    match rows {
+        1 => packed::<1>(a, panel, acc),
+        2 => packed::<2>(a, panel, acc),
+        3 => packed::<3>(a, panel, acc),
+        4 => packed::<4>(a, panel, acc),
+        5 => packed::<5>(a, panel, acc),
+        6 => packed::<6>(a, panel, acc),
+        7 => packed::<7>(a, panel, acc),
+        _ => packed::<MR>(a, panel, acc),
+    }
+}
+
+/// Sums of `rows` rows of `k` codes, `stride` apart, with a panel: for rows that
+/// meet few panels, so that nobody packed them.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn tile_of_rows(
     shift: u8,
     a: &[u8],
     stride: usize,
@@ -110,20 +128,35 @@ pub(super) fn tile(
     acc: &mut Tile<MR, 1>,
 ) {
     match rows {
-        1 => strips::<1>(shift, a, stride, k, panel, acc),
-        2 => strips::<2>(shift, a, stride, k, panel, acc),
-        3 => strips::<3>(shift, a, stride, k, panel, acc),
-        4 => strips::<4>(shift, a, stride, k, panel, acc),
-        5 => strips::<5>(shift, a, stride, k, panel, acc),
-        6 => strips::<6>(shift, a, stride, k, panel, acc),
-        7 => strips::<7>(shift, a, stride, k, panel, acc),
-        _ => strips::<MR>(shift, a, stride, k, panel, acc),
+        1 => loose::<1>(shift, a, stride, k, panel, acc),
+        2 => loose::<2>(shift, a, stride, k, panel, acc),
+        3 => loose::<3>(shift, a, stride, k, panel, acc),
+        4 => loose::<4>(shift, a, stride, k, panel, acc),
+        5 => loose::<5>(shift, a, stride, k, panel, acc),
+        6 => loose::<6>(shift, a, stride, k, panel, acc),
+        7 => loose::<7>(shift, a, stride, k, panel, acc),
+        _ => loose::<MR>(shift, a, stride, k, panel, acc),
     }
+}
+
+/// Not inlined, so that its loop has a name in the binary (`bench/mca.sh`).
+#[inline(never)]
+#[target_feature(enable = "neon,dotprod")]
+fn packed<const R: usize>(a: &[u8], panel: &[u8], acc: &mut Tile<MR, 1>) {
+    let (vectors, _) = a.as_chunks::<16>();
+    let (blocks, _) = vectors.as_chunks::<R>();
+    strips(panel, acc, |i| {
+        let mut a = [load(&blocks[i][0]); R];
+        for (a, bytes) in zip(&mut a, &blocks[i]) {
+            *a = load(bytes);
+        }
+        a
+    });
 }
 
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn strips<const R: usize>(
+fn loose<const R: usize>(
     shift: u8,
     a: &[u8],
     stride: usize,
@@ -133,34 +166,47 @@ fn strips<const R: usize>(
 ) {
     let sixteens = k / 16;
     let all = Rows::<R, 16>::new(a, stride, k);
-    let rows = all.groups(0, sixteens);
+    let (rows, rest) = (all.groups(0, sixteens), all.rest());
     let flip = vdupq_n_s8(shift as i8);
-    let (panel, _) = panel.as_chunks::<GROUP>();
+    strips(panel, acc, |i| {
+        let mut a = [flip; R];
+        for r in 0..R {
+            let bytes = rows[r].get(i).unwrap_or(&rest[r][0]);
+            a[r] = veorq_s8(load(bytes), flip);
+        }
+        a
+    });
+}
+
+/// `activations(i)` are codes `16 i .. 16 i + 16` of each row.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn strips<const R: usize>(
+    panel: &[u8],
+    acc: &mut Tile<MR, 1>,
+    activations: impl Fn(usize) -> [int8x16_t; R],
+) {
+    let (vectors, _) = panel.as_chunks::<16>();
+    let (panel, _) = vectors.as_chunks::<2>();
     let strip_len = panel.len() / 2;
     for strip in 0..2 {
-        let panel = &panel[strip * strip_len..][..strip_len];
-        let (whole, last) = panel.split_at(4 * sixteens);
-        let (fours, _) = whole.as_chunks::<4>();
+        let (fours, last) = panel[strip * strip_len..][..strip_len].as_chunks::<4>();
         let mut sums = [[vdupq_n_s32(0); 2]; R];
-        let mut a = [vdupq_n_s8(0); R];
         for (i, [g0, g1, g2, g3]) in fours.iter().enumerate() {
-            for (a, row) in zip(&mut a, &rows) {
-                *a = veorq_s8(load(&row[i]), flip);
-            }
+            let a = activations(i);
             step::<R, 0>(&mut sums, g0, &a);
             step::<R, 1>(&mut sums, g1, &a);
             step::<R, 2>(&mut sums, g2, &a);
             step::<R, 3>(&mut sums, g3, &a);
         }
-        for (a, rest) in zip(&mut a, all.rest()) {
-            *a = veorq_s8(load(&rest[0]), flip);
-        }
-        for (element, group) in last.iter().enumerate() {
-            match element {
-                0 => step::<R, 0>(&mut sums, group, &a),
-                1 => step::<R, 1>(&mut sums, group, &a),
-                2 => step::<R, 2>(&mut sums, group, &a),
-                _ => step::<R, 3>(&mut sums, group, &a),
+        if !last.is_empty() {
+            let a = activations(fours.len());
+            for (element, group) in last.iter().enumerate() {
+                match element {
+                    0 => step::<R, 0>(&mut sums, group, &a),
+                    1 => step::<R, 1>(&mut sums, group, &a),
+                    _ => step::<R, 2>(&mut sums, group, &a),
+                }
             }
         }
         for (sums, [acc]) in zip(&sums, acc.iter_mut()) {

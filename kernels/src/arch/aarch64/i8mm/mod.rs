@@ -1,10 +1,29 @@
-//! The 8-bit matrix product. It has no tile of its own yet and borrows the dot
-//! product's.
+//! The 8-bit matrix product, `USMMLA` (Cortex-A510, A710, X2, Neoverse V1, N2 and later).
 
-use crate::{Isa, Kernels, arch::aarch64::dotprod};
+mod attention;
+mod gemm;
+mod tile;
 
-/// The kernels of a CPU with the dot product and the matrix product.
+use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
+
+/// The kernels of a CPU with NEON, the dot product and the matrix product.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::I8mm,
-    functions: dotprod::KERNELS.functions,
+    functions: Functions {
+        packed_len: gemm::packed_len,
+        pack_weights: gemm::pack_weights,
+        gemm_scratch_len: gemm::gemm_scratch_len,
+        gemm: gemm::gemm,
+        row_sums,
+        layer_norm,
+        layer_norm_codes,
+        quantize,
+        add,
+        attention_pack_len: attention::attention_pack_len,
+        attention_pack: attention::attention_pack,
+        attention_scratch_len: attention::attention_scratch_len,
+        attention: attention::attention,
+    },
 };
+
+float_kernels!("neon,dotprod,i8mm");

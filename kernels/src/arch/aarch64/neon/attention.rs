@@ -1,9 +1,13 @@
 //! Attention on the tile of the matrix product; the nest is
 //! [`crate::arch::common::attention`].
 //!
-//! Entries have 7 bits: s8 as they are, and `2 * 127 * 128 < 2^15`.
+//! Entries have 7 bits: s8 as they are, and `2 * 127 * 128 < 2^15`. Queries are made
+//! signed by the tile.
 
-use super::tile::{MR, Operands, PANELS, tile};
+use super::{
+    operands::Operands,
+    tile::{MR, PANELS, tile_of_rows},
+};
 use crate::{
     HeadShape, KeysValues,
     arch::common::{
@@ -15,8 +19,23 @@ use crate::{
 
 const PLANE_BITS: u32 = 7;
 
+/// The ends of key and value codes, minus the centre.
+fn ends(shape: &HeadShape) -> (i8, i8) {
+    let center = shape.center();
+    (
+        center.wrapping_neg() as i8,
+        shape.act_max.wrapping_sub(center) as i8,
+    )
+}
+
 fn keys(shape: &HeadShape) -> Operands {
-    Operands::new(shape.act_max, shape.center())
+    let (lowest, highest) = ends(shape);
+    Operands::new(shape.act_max, lowest, highest)
+}
+
+fn values(shape: &HeadShape) -> Operands {
+    let (lowest, highest) = ends(shape);
+    Operands::shifted((1 << PLANE_BITS) - 1, 0, lowest, highest)
 }
 
 fn layout(shape: &HeadShape) -> HeadLayout {
@@ -57,11 +76,13 @@ pub(super) fn attention(call: AttentionCall) {
         act_max: _,
     } = shape;
     let keys = keys(&shape);
-    let values = Operands::new((1 << PLANE_BITS) - 1, shape.center());
+    let values = values(&shape);
     drive::<MR, 1, 1>(
         &layout(&shape),
         call,
-        |q, stride, rows, panel, acc| tile(keys, q, stride, rows, head_dim, panel, acc),
-        |entries, stride, rows, panel, acc| tile(values, entries, stride, rows, tokens, panel, acc),
+        |q, stride, rows, panel, acc| tile_of_rows(keys, q, stride, rows, head_dim, panel, acc),
+        |entries, stride, rows, panel, acc| {
+            tile_of_rows(values, entries, stride, rows, tokens, panel, acc)
+        },
     );
 }

@@ -1,16 +1,22 @@
-//! Matrix products on the tile of [`super::tile`].
+//! Matrix products on the tiles of [`super::tile`].
 //!
-//! 8-bit weights are usually symmetric: without a single -128, two products fit
-//! 16 bits. One look at the panels, 1/m of the work, tells.
+//! 8-bit weights are usually symmetric: without a single -128, two products with
+//! 8-bit activations fit 16 bits. One look at the panels, 1/m of the work, tells.
 
-use super::tile::{MR, Operands, PANELS, tile};
+use super::{
+    operands::{Form, Operands},
+    tile::{MR, MR_DENSE, PANELS, tile, tile_dense},
+};
 use crate::{
     GemmShape,
-    arch::common::{
-        epilogue::Epilogue,
-        gemm::drive,
-        panels::Panels,
-        scratch::{cut, cut_len},
+    arch::{
+        aarch64::rows::{pack_rows, row_len},
+        common::{
+            epilogue::Epilogue,
+            gemm::drive,
+            panels::Panels,
+            scratch::{cut, cut_len},
+        },
     },
     table::GemmCall,
 };
@@ -23,8 +29,20 @@ pub(super) fn pack_weights(shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
     PANELS.pack(shape, dense, out);
 }
 
-pub(super) fn gemm_scratch_len(shape: &GemmShape, _m: usize) -> usize {
+pub(super) fn gemm_scratch_len(shape: &GemmShape, m: usize) -> usize {
     cut_len::<u8>(PANELS.unpacked_len(shape.k, shape.weight_bits))
+        + cut_len::<u8>(m * row_len(shape.k))
+}
+
+/// How the codes of `shape` meet these weights.
+fn operands(shape: &GemmShape, panels: &Panels) -> Operands {
+    let center = shape.weight_bits.center();
+    let (lowest, highest) = (center.wrapping_neg() as i8, (center - 1) as i8);
+    let full = Operands::new(shape.act_max, lowest, highest);
+    if full.form == Form::One && !panels.hold(lowest as u8) {
+        return Operands::new(shape.act_max, lowest + 1, highest);
+    }
+    full
 }
 
 #[target_feature(enable = "neon")]
@@ -43,24 +61,42 @@ pub(super) fn gemm(call: GemmCall) {
         n,
         k,
         weight_bits,
-        act_max,
+        act_max: _,
     } = *shape;
     let panels = Panels::new(PANELS, shape, packed);
+    let operands = operands(shape, &panels);
     let unpacked = cut::<u8>(&mut scratch, PANELS.unpacked_len(k, weight_bits));
+    let stride = row_len(k);
+    let a_packed = cut::<u8>(&mut scratch, m * stride);
+    pack_rows::<16>(a, k, m, operands.rows(), operands.shift, a_packed);
     let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
-    let lowest = weight_bits.center();
-    let operands = match Operands::new(act_max, lowest) {
-        full if panels.hold(lowest.wrapping_neg()) => full,
-        _ => Operands::new(act_max, lowest - 1),
-    };
-    drive::<MR, 1>(
-        m,
-        n,
-        &panels,
-        i32::from(operands.shift),
-        &mut epilogue,
-        unpacked,
-        |p, scratch, panels| panels.load::<128>(p, scratch),
-        |i, rows, panel, acc| tile(operands, &a[i * k..], k, rows, k, panel, acc),
-    );
+    let shift = i32::from(operands.shift);
+    match operands.dense {
+        None => drive::<MR, 1>(
+            m,
+            n,
+            &panels,
+            shift,
+            &mut epilogue,
+            unpacked,
+            |p, scratch, panels| panels.load::<128>(p, scratch),
+            |i, rows, panel, acc| {
+                let a = &a_packed[i * stride..][..rows * stride];
+                tile(operands.form, a, rows, panel, acc);
+            },
+        ),
+        Some(form) => drive::<MR_DENSE, 1>(
+            m,
+            n,
+            &panels,
+            shift,
+            &mut epilogue,
+            unpacked,
+            |p, scratch, panels| panels.load::<128>(p, scratch),
+            |i, rows, panel, acc| {
+                let a = &a_packed[i * stride..][..rows * stride];
+                tile_dense(form, a, rows, panel, acc);
+            },
+        ),
+    }
 }

@@ -2,6 +2,8 @@
 
 mod attention;
 mod gemm;
+mod loops;
+mod operands;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};

@@ -8,37 +8,46 @@
 //!   a row 1 [16]  sum 10     ..       ..       ..       added up at the end (ADDP)
 //!   a row 2 [16]
 //!   a row 3 [16]
-//!
-//!   SMULL  / SMLAL    lanes 0..8    8 products into 8 sums of 16 bits
-//!   SMULL2 / SMLAL2   lanes 8..16
-//!   SADALP            8 sums of 16 bits into 4 sums of 32 bits
 //! ```
 //!
-//! **Signs.** The products are signed x signed. Activations up to 127 are s8 as
-//! they are; others become `a - 128` by one EOR, and `128 * (sum of weights)` is
-//! owed, which the packed panel knows.
+//! [`super::operands`] tells how many products fit 8 or 16 bits, and so which form a
+//! tile has. The denser forms keep operands of two groups, or sums of two widths, in
+//! registers, which leaves room for three rows:
 //!
-//! **Why 16 bits do not overflow.** A lane holds `floor(32767 / (|a| * |w|))`
-//! products; a step adds two.
+//! ```text
+//! Two      4 x 4, group      16 sums of 32 bits               4 w, 4 a, 8 products    32 registers
+//! Words    4 x 4, group      16 sums of 16 bits               4 w, 4 a                24
+//! Fours    3 x 4, 2 groups   12 sums of 32 bits               8 w, 6 a, 6 products    32
+//! Pairs    3 x 4, 2 groups   12 sums of 16 bits               8 w, 6 a, 6 products    32
+//! Eights   3 x 4, 8 groups   12 sums of 16 bits, 12 of 8      4 w, 4 a                32
+//! ```
 //!
-//! | operands | largest product | products | way |
-//! |---|---|---|---|
-//! | s8 x s8, both -128 | 16384 | 1 | [`Budget::One`]: SADALP after each, 4 instructions for 16 products |
-//! | s8 x s8, one above -128 | 16256 | 2 | [`Budget::Two`]: SMULL, SMLAL2, SADALP: 3 instructions |
-//! | u6 x s6 | 2016 | 16 | [`Budget::Steps`] of 8: SMLAL, SMLAL2: 2 instructions |
-//! | s8 x s4 | 1024 | 31 | [`Budget::Steps`] of 15 |
-//! | u4 x s4 | 120 | 273 | [`Budget::Steps`] of 136 |
+//! [`super::loops`] has the loops of whole tiles. Fewer rows, and the groups that are
+//! left over, are multiplied as [`Form::Two`] (or [`Form::One`]) by the compiler's
+//! code: two products fit wherever more do.
 
-use core::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, veorq_s8, vget_low_s8,
-    vld1q_s8, vld1q_s32, vmlal_high_s8, vmlal_s8, vmull_high_s8, vmull_s8, vpadalq_s16, vpaddq_s32,
-    vst1q_s32,
+use core::{
+    arch::aarch64::{
+        int8x16_t, int16x8_t, int32x4_t, vaddq_s32, vget_low_s8, vld1q_s8, vld1q_s32,
+        vmlal_high_s8, vmull_high_s8, vmull_s8, vpadalq_s16, vpaddq_s32, vst1q_s32,
+    },
+    iter::zip,
 };
 
-use crate::arch::common::{gemm::Tile, panels::Layout, rows::Rows};
+use super::{
+    loops,
+    operands::{BYTE_ROUNDS, DenseForm, Form, Operands},
+};
+use crate::arch::{
+    aarch64::rows::{pack_block, row_len},
+    common::{gemm::Tile, panels::Layout},
+};
 
 /// Rows of a tile.
 pub(super) const MR: usize = 4;
+
+/// Rows of a tile of a [`DenseForm`].
+pub(super) const MR_DENSE: usize = 3;
 
 /// Order of the panels; `sums` pay for shifted activations.
 pub(super) const PANELS: Layout = Layout {
@@ -48,56 +57,17 @@ pub(super) const PANELS: Layout = Layout {
     sums: true,
 };
 
-/// Bytes of one group of a strip: 4 outputs, 16 k.
-const GROUP: usize = 64;
+/// 16 k of each row.
+pub(super) type Activations<const R: usize> = [[u8; 16]; R];
 
-/// How many products a 16-bit lane holds.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Budget {
-    /// One.
-    One,
-    /// Two: one step.
-    Two,
-    /// Twice as many as these steps, at least 2.
-    Steps(usize),
-}
+/// 16 k of each output of a strip.
+pub(super) type Weights = [[u8; 16]; 4];
 
-/// How the activations of a tile are read.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Operands {
-    /// Subtracted from each activation: 0 or 128.
-    pub(super) shift: u8,
-    /// What the products allow.
-    pub(super) budget: Budget,
-}
+/// Sums of `R` rows and 4 outputs in registers.
+pub(super) type Sums<T, const R: usize> = [[T; 4]; R];
 
-impl Operands {
-    /// For activations up to `act_max` and weights of magnitude up to `weight_max`.
-    pub(super) const fn new(act_max: u8, weight_max: u8) -> Self {
-        let (shift, act) = if act_max > 127 {
-            (128, 128)
-        } else {
-            (0, act_max as usize)
-        };
-        let product = act * weight_max as usize;
-        let products = i16::MAX as usize / if product == 0 { 1 } else { product };
-        let budget = match products {
-            0 | 1 => Budget::One,
-            2 | 3 => Budget::Two,
-            products => Budget::Steps(products / 2),
-        };
-        Self { shift, budget }
-    }
-}
-
-const _: () = {
-    assert!(matches!(Operands::new(255, 128).budget, Budget::One));
-    assert!(matches!(Operands::new(255, 127).budget, Budget::Two));
-    assert!(matches!(Operands::new(127, 128).budget, Budget::Two));
-    assert!(matches!(Operands::new(63, 32).budget, Budget::Steps(8)));
-    assert!(matches!(Operands::new(255, 8).budget, Budget::Steps(15)));
-    assert!(matches!(Operands::new(15, 8).budget, Budget::Steps(136)));
-};
+/// The same, four lanes each, as they wait in memory.
+type Waiting<const R: usize> = [[[i32; 4]; 4]; R];
 
 #[inline]
 #[target_feature(enable = "neon")]
@@ -120,25 +90,22 @@ fn store_sums(sums: &mut [i32; 4], value: int32x4_t) {
     unsafe { vst1q_s32(sums.as_mut_ptr(), value) }
 }
 
-/// Sixteen activations, minus 128 where `flip` has the sign bits.
+/// Sums of a block of `rows` rows, made by [`pack_block`] of groups of 16, with a panel.
 #[inline]
 #[target_feature(enable = "neon")]
-fn load_a(bytes: &[u8; 16], flip: int8x16_t) -> int8x16_t {
-    veorq_s8(load(bytes), flip)
+pub(super) fn tile(form: Form, a: &[u8], rows: usize, panel: &[u8], acc: &mut Tile<MR, 1>) {
+    *acc = [[[0; 16]]; MR];
+    add_rows(form, a, rows, 0, panel, acc);
 }
 
-/// The four weight vectors of a group.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_group(group: &[u8; GROUP]) -> [int8x16_t; 4] {
-    let (w, _) = group.as_chunks::<16>();
-    [load(&w[0]), load(&w[1]), load(&w[2]), load(&w[3])]
-}
+/// Codes of a row that [`tile_of_rows`] packs at a time.
+const CHUNK: usize = 128;
 
-/// Sums of `rows` rows of `k` codes, `stride` apart, with a panel.
+/// Sums of `rows` rows of `k` codes, `stride` apart, with a panel: for rows that
+/// meet few panels, so that nobody packed them.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn tile(
+pub(super) fn tile_of_rows(
     operands: Operands,
     a: &[u8],
     stride: usize,
@@ -147,71 +114,126 @@ pub(super) fn tile(
     panel: &[u8],
     acc: &mut Tile<MR, 1>,
 ) {
-    match rows {
-        1 => strips::<1>(operands, a, stride, k, panel, acc),
-        2 => strips::<2>(operands, a, stride, k, panel, acc),
-        3 => strips::<3>(operands, a, stride, k, panel, acc),
-        _ => strips::<MR>(operands, a, stride, k, panel, acc),
+    *acc = [[[0; 16]]; MR];
+    let mut packed = [0; MR * CHUNK];
+    for start in (0..k).step_by(CHUNK) {
+        let len = usize::min(CHUNK, k - start);
+        pack_block::<16>(&a[start..], stride, rows, len, operands.shift, &mut packed);
+        let packed = &packed[..rows * row_len(len)];
+        add_rows(operands.form, packed, rows, start / 16, panel, acc);
     }
 }
 
+/// Adds the products of the groups of `a` with those of the panel from `first` on.
 #[inline]
 #[target_feature(enable = "neon")]
-fn strips<const R: usize>(
-    operands: Operands,
+fn add_rows(form: Form, a: &[u8], rows: usize, first: usize, panel: &[u8], acc: &mut Tile<MR, 1>) {
+    let panel = groups(groups(panel));
+    let a: &[[u8; 16]] = groups(a);
+    match (rows, form) {
+        (1, Form::One) => tile_edge::<1, MR, false>(groups(a), first, panel, acc),
+        (2, Form::One) => tile_edge::<2, MR, false>(groups(a), first, panel, acc),
+        (3, Form::One) => tile_edge::<3, MR, false>(groups(a), first, panel, acc),
+        (_, Form::One) => tile_edge::<MR, MR, false>(groups(a), first, panel, acc),
+        (1, Form::Two | Form::Words { groups: _ }) => {
+            tile_edge::<1, MR, true>(groups(a), first, panel, acc)
+        }
+        (2, Form::Two | Form::Words { groups: _ }) => {
+            tile_edge::<2, MR, true>(groups(a), first, panel, acc)
+        }
+        (3, Form::Two | Form::Words { groups: _ }) => {
+            tile_edge::<3, MR, true>(groups(a), first, panel, acc)
+        }
+        (_, Form::Two) => tile_two(groups(a), first, panel, acc),
+        (_, Form::Words { groups: budget }) => tile_words(groups(a), first, panel, budget, acc),
+    }
+}
+
+/// [`tile`] of a dense form.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn tile_dense(
+    form: DenseForm,
     a: &[u8],
-    stride: usize,
-    k: usize,
+    rows: usize,
     panel: &[u8],
-    acc: &mut Tile<MR, 1>,
+    acc: &mut Tile<MR_DENSE, 1>,
 ) {
-    let groups = k / 16;
-    let all = Rows::<R, 16>::new(a, stride, k);
-    let rows = all.groups(0, groups);
-    let flip = vdupq_n_s8(operands.shift as i8);
-    let (panel, _) = panel.as_chunks::<GROUP>();
+    *acc = [[[0; 16]]; MR_DENSE];
+    let panel = groups(groups(panel));
+    let a: &[[u8; 16]] = groups(a);
+    match (rows, form) {
+        (1, _) => tile_edge::<1, MR_DENSE, true>(groups(a), 0, panel, acc),
+        (2, _) => tile_edge::<2, MR_DENSE, true>(groups(a), 0, panel, acc),
+        (_, DenseForm::Fours) => tile_fours(groups(a), panel, acc),
+        (_, DenseForm::Pairs) => tile_pairs(groups(a), panel, acc),
+        (_, DenseForm::Eights) => tile_eights(groups(a), panel, acc),
+    }
+}
+
+/// `items` in whole groups.
+#[inline(always)]
+fn groups<T, const N: usize>(items: &[T]) -> &[[T; N]] {
+    let (groups, _) = items.as_chunks();
+    groups
+}
+
+/// Adds `product` of all groups, strip by strip.
+#[inline]
+#[target_feature(enable = "neon")]
+fn strips<const R: usize, const MR: usize>(
+    a: &[Activations<R>],
+    first: usize,
+    panel: &[Weights],
+    acc: &mut Tile<MR, 1>,
+    product: impl Fn(&mut Waiting<R>, &[Weights]),
+) {
     let strip_len = panel.len() / 4;
     for strip in 0..4 {
-        let panel = &panel[strip * strip_len..][..strip_len];
-        let (whole, last) = panel.split_at(groups);
-        let mut sums = [[vdupq_n_s32(0); 4]; R];
-        match operands.budget {
-            Budget::One => add::<R, false>(&mut sums, &rows, whole, flip),
-            Budget::Two => add::<R, true>(&mut sums, &rows, whole, flip),
-            Budget::Steps(steps) => add_steps(&mut sums, &rows, whole, flip, steps),
-        }
-        if !k.is_multiple_of(16) {
-            let rest_rows = all.rest();
-            match operands.budget {
-                Budget::One => add::<R, false>(&mut sums, &rest_rows, &last[..1], flip),
-                Budget::Two | Budget::Steps(_) => {
-                    add::<R, true>(&mut sums, &rest_rows, &last[..1], flip)
-                }
-            }
-        }
-        for (sums, [acc]) in sums.iter().zip(acc.iter_mut()) {
+        let mut sums = [[[0; 4]; 4]; R];
+        product(&mut sums, &panel[strip * strip_len + first..][..a.len()]);
+        for (sums, [acc]) in zip(&sums, acc.iter_mut()) {
             let (quarters, _) = acc.as_chunks_mut::<4>();
-            let low = vpaddq_s32(sums[0], sums[1]);
-            let high = vpaddq_s32(sums[2], sums[3]);
-            store_sums(&mut quarters[strip], vpaddq_s32(low, high));
+            let low = vpaddq_s32(load_sums(&sums[0]), load_sums(&sums[1]));
+            let high = vpaddq_s32(load_sums(&sums[2]), load_sums(&sums[3]));
+            let sum = vaddq_s32(load_sums(&quarters[strip]), vpaddq_s32(low, high));
+            store_sums(&mut quarters[strip], sum);
         }
+    }
+}
+
+/// Adds sums of 32 bits to those that wait.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add<const R: usize>(waiting: &mut Waiting<R>, sums: &Sums<int32x4_t, R>) {
+    for (waiting, sum) in zip(waiting.as_flattened_mut(), sums.as_flattened()) {
+        store_sums(waiting, vaddq_s32(load_sums(waiting), *sum));
+    }
+}
+
+/// Widens sums of 16 bits and adds them to those that wait.
+#[inline]
+#[target_feature(enable = "neon")]
+fn widen<const R: usize>(waiting: &mut Waiting<R>, sums: &Sums<int16x8_t, R>) {
+    for (waiting, sum) in zip(waiting.as_flattened_mut(), sums.as_flattened()) {
+        store_sums(waiting, vpadalq_s16(load_sums(waiting), *sum));
     }
 }
 
 /// Adds groups whose 16-bit lanes hold one product, or two if `TWO`.
 #[inline]
 #[target_feature(enable = "neon")]
-fn add<const R: usize, const TWO: bool>(
-    sums: &mut [[int32x4_t; 4]; R],
-    rows: &[&[[u8; 16]]; R],
-    panel: &[[u8; GROUP]],
-    flip: int8x16_t,
+fn add_groups<const R: usize, const TWO: bool>(
+    waiting: &mut Waiting<R>,
+    a: &[Activations<R>],
+    w: &[Weights],
 ) {
-    for (g, group) in panel.iter().enumerate() {
-        let w = load_group(group);
-        for r in 0..R {
-            let a = load_a(&rows[r][g], flip);
-            for (sum, w) in sums[r].iter_mut().zip(w) {
+    let mut sums = [[load_sums(&[0; 4]); 4]; R];
+    for (a, w) in zip(a, w) {
+        let w = [load(&w[0]), load(&w[1]), load(&w[2]), load(&w[3])];
+        for (sums, a) in zip(&mut sums, a) {
+            let a = load(a);
+            for (sum, w) in zip(sums, w) {
                 let low = vmull_s8(vget_low_s8(a), vget_low_s8(w));
                 if TWO {
                     *sum = vpadalq_s16(*sum, vmlal_high_s8(low, a, w));
@@ -221,48 +243,92 @@ fn add<const R: usize, const TWO: bool>(
             }
         }
     }
+    add(waiting, &sums);
 }
 
-/// Adds groups, widening the 16-bit lanes every `steps` groups.
-#[inline]
+#[inline(never)]
 #[target_feature(enable = "neon")]
-fn add_steps<const R: usize>(
-    sums: &mut [[int32x4_t; 4]; R],
-    rows: &[&[[u8; 16]]; R],
-    panel: &[[u8; GROUP]],
-    flip: int8x16_t,
-    steps: usize,
+fn tile_edge<const R: usize, const MR: usize, const TWO: bool>(
+    a: &[Activations<R>],
+    first: usize,
+    panel: &[Weights],
+    acc: &mut Tile<MR, 1>,
 ) {
-    // 16 partial sums fill half of the registers; the 32-bit sums wait in memory.
-    let mut waiting = [[[0_i32; 4]; 4]; R];
-    let mut start = 0;
-    while start < panel.len() {
-        let end = usize::min(start + steps, panel.len());
-        let mut partial: [[int16x8_t; 4]; R] = [[vdupq_n_s16(0); 4]; R];
-        for (g, group) in panel[start..end].iter().enumerate() {
-            let w = load_group(group);
-            for r in 0..R {
-                let a = load_a(&rows[r][start + g], flip);
-                for (partial, w) in partial[r].iter_mut().zip(w) {
-                    *partial = vmlal_s8(*partial, vget_low_s8(a), vget_low_s8(w));
-                    *partial = vmlal_high_s8(*partial, a, w);
-                }
-            }
+    strips(a, first, panel, acc, |waiting, panel| {
+        add_groups::<R, TWO>(waiting, a, panel);
+    });
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn tile_two(a: &[Activations<MR>], first: usize, panel: &[Weights], acc: &mut Tile<MR, 1>) {
+    strips(a, first, panel, acc, |waiting, panel| {
+        if !panel.is_empty() {
+            add(waiting, &loops::two(a, panel));
         }
-        for (waiting, partial) in waiting
-            .as_flattened_mut()
-            .iter_mut()
-            .zip(partial.as_flattened())
-        {
-            store_sums(waiting, vpadalq_s16(load_sums(waiting), *partial));
+    });
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn tile_words(
+    a: &[Activations<MR>],
+    first: usize,
+    panel: &[Weights],
+    budget: usize,
+    acc: &mut Tile<MR, 1>,
+) {
+    strips(a, first, panel, acc, |waiting, panel| {
+        for (a, panel) in zip(a.chunks(budget), panel.chunks(budget)) {
+            widen(waiting, &loops::words(a, panel));
         }
-        start = end;
+    });
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn tile_fours(a: &[Activations<MR_DENSE>], panel: &[Weights], acc: &mut Tile<MR_DENSE, 1>) {
+    strips(a, 0, panel, acc, |waiting, panel| {
+        let (pairs, a_rest) = a.as_chunks();
+        let (w_pairs, w_rest) = panel.as_chunks();
+        if !pairs.is_empty() {
+            add(waiting, &loops::fours(pairs, w_pairs));
+        }
+        add_groups::<MR_DENSE, true>(waiting, a_rest, w_rest);
+    });
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn tile_pairs(a: &[Activations<MR_DENSE>], panel: &[Weights], acc: &mut Tile<MR_DENSE, 1>) {
+    strips(a, 0, panel, acc, |waiting, panel| {
+        add_pairs(waiting, a, panel);
+    });
+}
+
+/// Adds products of 8 bits, two by two.
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn add_pairs(waiting: &mut Waiting<MR_DENSE>, a: &[Activations<MR_DENSE>], w: &[Weights]) {
+    let (a_pairs, a_rest) = a.as_chunks();
+    let (w_pairs, w_rest) = w.as_chunks();
+    for (a, w) in zip(a_pairs.chunks(BYTE_ROUNDS), w_pairs.chunks(BYTE_ROUNDS)) {
+        widen(waiting, &loops::pairs(a, w));
     }
-    for (sum, waiting) in sums
-        .as_flattened_mut()
-        .iter_mut()
-        .zip(waiting.as_flattened())
-    {
-        *sum = load_sums(waiting);
+    if !a_rest.is_empty() {
+        add_groups::<MR_DENSE, true>(waiting, a_rest, w_rest);
     }
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn tile_eights(a: &[Activations<MR_DENSE>], panel: &[Weights], acc: &mut Tile<MR_DENSE, 1>) {
+    strips(a, 0, panel, acc, |waiting, panel| {
+        let (eights, a_rest) = a.as_chunks();
+        let (w_eights, w_rest) = panel.as_chunks();
+        for (a, w) in zip(eights.chunks(BYTE_ROUNDS), w_eights.chunks(BYTE_ROUNDS)) {
+            widen(waiting, &loops::eights(a, w));
+        }
+        add_pairs(waiting, a_rest, w_rest);
+    });
 }

@@ -1,0 +1,46 @@
+//! Attention on the tile of the matrix product; the nest is
+//! [`crate::arch::common::attention`]. The tile is unsigned x signed: entries have 8
+//! bits and queries are codes as they are.
+
+use super::tile::{MR, PANELS, tile_of_rows};
+use crate::{
+    HeadShape, KeysValues,
+    arch::common::attention::{HeadLayout, drive},
+    table::AttentionCall,
+};
+
+const LAYOUT: HeadLayout = HeadLayout {
+    mr: MR,
+    keys: PANELS,
+    wide_keys: false,
+    values: PANELS,
+    plane_bits: 8,
+    q_shift: 0,
+};
+
+pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
+    LAYOUT.packed_len(shape)
+}
+
+pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
+    LAYOUT.pack(shape, keys_values, out);
+}
+
+pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
+    LAYOUT.scratch_len(shape)
+}
+
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(super) fn attention(call: AttentionCall) {
+    let HeadShape {
+        tokens,
+        head_dim,
+        act_max: _,
+    } = *call.shape;
+    drive::<MR, 1, 1>(
+        &LAYOUT,
+        call,
+        |q, stride, rows, panel, acc| tile_of_rows(q, stride, rows, head_dim, panel, acc),
+        |entries, stride, rows, panel, acc| tile_of_rows(entries, stride, rows, tokens, panel, acc),
+    );
+}
