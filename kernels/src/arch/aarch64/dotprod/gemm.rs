@@ -4,6 +4,7 @@
 use super::tile::{MR, PANELS, shift, tile};
 use crate::{
     GemmShape,
+    arch::aarch64::lanes::Neon,
     arch::common::{
         epilogue::Epilogue,
         gemm::drive,
@@ -47,7 +48,8 @@ pub(super) fn gemm(call: GemmCall) {
     let unpacked = cut::<u8>(&mut scratch, PANELS.unpacked_len(k, weight_bits));
     let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
     let shift = shift(act_max);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Neon::new(),
         m,
         n,
         &panels,

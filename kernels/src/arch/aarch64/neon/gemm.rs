@@ -6,6 +6,7 @@
 use super::tile::{MR, Operands, PANELS, tile};
 use crate::{
     GemmShape,
+    arch::aarch64::lanes::Neon,
     arch::common::{
         epilogue::Epilogue,
         gemm::drive,
@@ -53,7 +54,8 @@ pub(super) fn gemm(call: GemmCall) {
         full if panels.hold(lowest.wrapping_neg()) => full,
         _ => Operands::new(act_max, lowest - 1),
     };
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Neon::new(),
         m,
         n,
         &panels,
