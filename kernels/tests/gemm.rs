@@ -386,6 +386,36 @@ fn a_split_of_the_rows_changes_nothing() {
     });
 }
 
+/// Every piece of GELU's approximation, its ends, and what is not a number: with
+/// no inputs, the bias alone is what the epilogue gets.
+#[test]
+fn gelu_of_every_kind_of_float() {
+    let mut bias: Vec<f32> = (-640..=640).map(|i| i as f32 / 80.0).collect();
+    for piece in 0..8_u8 {
+        let end = (f32::from(piece) + 0.5) / 1.343_75;
+        for x in [end.next_down(), end, end.next_up()] {
+            bias.extend([x, -x]);
+        }
+    }
+    for x in [0.0, 1e-42, f32::MIN_POSITIVE, f32::MAX, f32::INFINITY] {
+        bias.extend([x, -x]);
+    }
+    bias.push(f32::NAN);
+    let n = bias.len();
+    let shape = GemmShape {
+        n,
+        k: 0,
+        weight_bits: BitWidth::B8,
+        act_max: 255,
+    };
+    let mut case = Case::new(&mut Rng(9), 0, shape, Fill::Random, false);
+    case.m = 7;
+    case.correction = vec![0; n];
+    case.residual = vec![0.0; 7 * n];
+    case.bias = bias;
+    for_each_isa(|kernels| case.check(kernels, "gelu"));
+}
+
 #[test]
 fn row_sums_are_exact() {
     let mut rng = Rng(6);

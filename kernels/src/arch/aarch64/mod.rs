@@ -2,5 +2,6 @@
 
 pub(crate) mod dotprod;
 pub(crate) mod i8mm;
+mod lanes;
 pub(crate) mod neon;
 mod rows;

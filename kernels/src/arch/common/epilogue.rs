@@ -1,13 +1,10 @@
 //! From exact sums to floats and codes, sixteen columns at a time.
 //!
-//! Written on `[_; 16]` arrays: inlined into a `#[target_feature]` function, each
-//! line becomes one AVX-512, two AVX2 or four NEON instructions. The operations
-//! and their order are those of [`crate::reference`].
+//! Written on the [lanes](super::lanes) of an ISA, several rows side by side. The
+//! operations and their order are those of [`crate::reference`].
 
-use crate::{
-    ActQuant, Output, Requant,
-    reference::{gelu::gelu, quantize::MAGIC},
-};
+use super::lanes::{Lanes, gelu, interleave};
+use crate::{ActQuant, Output, Requant, reference::quantize::MAGIC};
 
 /// Copies `from[start ..]`, up to sixteen entries; the rest is `T::default()`.
 #[inline(always)]
@@ -21,6 +18,24 @@ pub(crate) fn sixteen<T: Copy + Default>(from: &[T], start: usize) -> [T; 16] {
     block
 }
 
+/// Sixteen entries of `from`; `WHOLE` if there are sixteen, else [`sixteen`].
+#[inline(always)]
+fn block<T: Copy + Default, const WHOLE: bool>(from: &[T], start: usize) -> [T; 16] {
+    if WHOLE {
+        let mut block = [T::default(); 16];
+        block.copy_from_slice(&from[start..start + 16]);
+        block
+    } else {
+        sixteen(from, start)
+    }
+}
+
+/// Sixteen floats of `from`; `WHOLE` if there are sixteen, else 0 follows the last.
+#[inline(always)]
+pub(crate) fn load<L: Lanes, const WHOLE: bool>(l: L, from: &[f32], start: usize) -> L::F {
+    l.load(&block::<f32, WHOLE>(from, start))
+}
+
 /// `f` of each entry. A loop, because `[T; N]::map` is not always inlined.
 #[inline(always)]
 pub(crate) fn each<T: Copy, U: Copy + Default>(x: &[T; 16], f: impl Fn(T) -> U) -> [U; 16] {
@@ -31,7 +46,7 @@ pub(crate) fn each<T: Copy, U: Copy + Default>(x: &[T; 16], f: impl Fn(T) -> U) 
     out
 }
 
-/// The quantizer of sixteen columns.
+/// The quantizer of sixteen columns, for values in arrays.
 #[derive(Clone, Copy)]
 pub(crate) struct Quant16 {
     inv_scale: [f32; 16],
@@ -78,32 +93,82 @@ impl Quant16 {
     }
 }
 
-/// What the epilogue of sixteen output columns needs, loaded once per panel.
+/// The quantizer of sixteen columns, in registers.
 #[derive(Clone, Copy)]
-pub(crate) struct Columns {
-    start: usize,
-    scale: [f32; 16],
-    bias: [f32; 16],
-    correction: [i32; 16],
-    weight_zero: [i32; 16],
-    quant: Quant16,
+pub(crate) struct Quant<L: Lanes> {
+    inv_scale: L::F,
+    lo: L::F,
+    hi: L::F,
+    /// Zero point minus the bits of MAGIC.
+    offset: L::I,
 }
 
-impl Columns {
-    /// No columns yet.
-    pub(crate) const EMPTY: Self = Self {
-        start: 0,
-        scale: [0.0; 16],
-        bias: [0.0; 16],
-        correction: [0; 16],
-        weight_zero: [0; 16],
-        quant: Quant16 {
-            inv_scale: [0.0; 16],
-            lo: [0.0; 16],
-            hi: [0.0; 16],
-            offset: [0; 16],
-        },
-    };
+impl<L: Lanes> Quant<L> {
+    /// Columns `start .. start + 16` of `quant`, all there if `WHOLE`.
+    #[inline(always)]
+    pub(crate) fn new<const WHOLE: bool>(l: L, quant: &ActQuant, start: usize) -> Self {
+        let zero = l.load_u8(&block::<u8, WHOLE>(quant.zero_point, start));
+        let zeros = l.to_f32(zero);
+        Self {
+            inv_scale: load::<L, WHOLE>(l, quant.inv_scale, start),
+            // 0.0 where the reference has -0.0: the addition of MAGIC makes them one.
+            lo: l.sub(l.splat(0.0), zeros),
+            hi: l.sub(l.splat(f32::from(quant.max_code)), zeros),
+            offset: l.sub_i32(zero, l.splat_i32(MAGIC.to_bits() as i32)),
+        }
+    }
+
+    /// Sixteen codes of each of `R` rows: [`crate::reference::quantize::code`].
+    #[inline(always)]
+    pub(crate) fn codes<const R: usize>(&self, l: L, y: [L::F; R]) -> [L::I; R] {
+        let t = interleave!(r, l.mul(y[r], self.inv_scale));
+        let t = interleave!(r, l.greater(t[r], self.lo));
+        let t = interleave!(r, l.less(t[r], self.hi));
+        let rounded = interleave!(r, l.add(t[r], l.splat(MAGIC)));
+        interleave!(r, l.add_i32(l.bits(rounded[r]), self.offset))
+    }
+}
+
+/// What the epilogue of sixteen output columns needs, loaded once per panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<L: Lanes> {
+    start: usize,
+    scale: L::F,
+    bias: L::F,
+    correction: L::I,
+    weight_zero: L::I,
+    quant: Quant<L>,
+}
+
+/// Block `v` of the rows of a tile.
+struct Block<'t, L: Lanes, const NV: usize> {
+    columns: Columns<L>,
+    rows: &'t [[[i32; 16]; NV]],
+    v: usize,
+    row_sums: Option<&'t [i32]>,
+}
+
+impl<L: Lanes, const NV: usize> Block<'_, L, NV> {
+    /// The requantized sums of rows `first ..`.
+    #[inline(always)]
+    fn y<const R: usize>(&self, l: L, first: usize) -> [L::F; R] {
+        let Columns {
+            scale,
+            bias,
+            correction,
+            weight_zero,
+            ..
+        } = self.columns;
+        let rows = &self.rows[first..first + R];
+        let mut exact = interleave!(r, l.add_i32(l.load_i32(&rows[r][self.v]), correction));
+        if let Some(sums) = self.row_sums {
+            let sums = &sums[first..first + R];
+            let owed = interleave!(r, l.mul_i32(weight_zero, l.splat_i32(sums[r])));
+            exact = interleave!(r, l.sub_i32(exact[r], owed[r]));
+        }
+        let y = interleave!(r, l.mul(l.to_f32(exact[r]), scale));
+        interleave!(r, l.add(y[r], bias))
+    }
 }
 
 /// The epilogue of a matrix product.
@@ -133,11 +198,8 @@ impl<'a> Epilogue<'a> {
 
     /// Loads columns `start .. start + 16`; `extra` is added to their sums.
     #[inline(always)]
-    pub(crate) fn columns(&self, start: usize, extra: &[i32; 16]) -> Columns {
-        let mut correction = sixteen(self.requant.correction, start);
-        for (correction, extra) in correction.iter_mut().zip(extra) {
-            *correction = correction.wrapping_add(*extra);
-        }
+    pub(crate) fn columns<L: Lanes>(&self, l: L, start: usize, extra: &[i32; 16]) -> Columns<L> {
+        let correction = l.load_i32(&sixteen(self.requant.correction, start));
         let unused = ActQuant {
             inv_scale: &[],
             zero_point: &[],
@@ -152,68 +214,132 @@ impl<'a> Epilogue<'a> {
         };
         Columns {
             start,
-            scale: sixteen(self.requant.scale, start),
-            bias: sixteen(self.requant.bias, start),
-            correction,
-            weight_zero: self
-                .requant
-                .weight_zero
-                .map_or([0; 16], |zero| sixteen(zero, start)),
-            quant: Quant16::new(quant, start),
+            scale: l.load(&sixteen(self.requant.scale, start)),
+            bias: l.load(&sixteen(self.requant.bias, start)),
+            correction: l.add_i32(correction, l.load_i32(extra)),
+            weight_zero: match self.requant.weight_zero {
+                Some(zero) => l.load_i32(&sixteen(zero, start)),
+                None => l.splat_i32(0),
+            },
+            quant: Quant::new::<false>(l, quant, start),
         }
     }
 
-    /// Requantizes sixteen sums of row `i` and stores those that exist.
+    /// Requantizes block `v` of each row of a tile, whose first row is row `i`, and
+    /// stores what exists of it.
     #[inline(always)]
-    pub(crate) fn store(&mut self, i: usize, columns: &Columns, acc: &[i32; 16]) {
-        let mut exact = [0; 16];
-        for (j, exact) in exact.iter_mut().enumerate() {
-            *exact = acc[j].wrapping_add(columns.correction[j]);
+    pub(crate) fn store<L: Lanes, const NV: usize>(
+        &mut self,
+        l: L,
+        i: usize,
+        columns: &Columns<L>,
+        v: usize,
+        rows: &[[[i32; 16]; NV]],
+    ) {
+        let block = Block {
+            columns: *columns,
+            rows,
+            v,
+            row_sums: self.a_row_sums.map(|sums| &sums[i..]),
+        };
+        let mut r = 0;
+        while L::CHAINS >= 4 && r + 4 <= rows.len() {
+            self.store_rows::<L, NV, 4>(l, i, &block, r);
+            r += 4;
         }
-        if let Some(sums) = self.a_row_sums {
-            for (j, exact) in exact.iter_mut().enumerate() {
-                *exact = exact.wrapping_sub(columns.weight_zero[j].wrapping_mul(sums[i]));
-            }
+        while L::CHAINS >= 2 && r + 2 <= rows.len() {
+            self.store_rows::<L, NV, 2>(l, i, &block, r);
+            r += 2;
         }
-        let mut y = [0.0; 16];
-        for (j, y) in y.iter_mut().enumerate() {
-            *y = exact[j] as f32 * columns.scale[j] + columns.bias[j];
+        while r < rows.len() {
+            self.store_rows::<L, NV, 1>(l, i, &block, r);
+            r += 1;
         }
+    }
 
-        let first = i * self.n + columns.start;
-        let len = usize::min(16, self.n - columns.start);
+    /// The epilogues of `R` rows, side by side.
+    #[inline(always)]
+    fn store_rows<L: Lanes, const NV: usize, const R: usize>(
+        &mut self,
+        l: L,
+        i: usize,
+        block: &Block<L, NV>,
+        first: usize,
+    ) {
+        let (n, start) = (self.n, block.columns.start);
+        let len = usize::min(16, n - start);
+        let begin = (i + first) * n + start;
+        let y = block.y::<R>(l, first);
+        let quant = &block.columns.quant;
         match &mut self.out {
-            Output::F32 { out } => copy(&mut out[first..first + len], &y),
+            Output::F32 { out } => put_rows(l, &mut out[begin..], n, len, y),
             Output::Residual { residual, out } => {
-                let residual = sixteen(&residual[first..first + len], 0);
-                copy(&mut out[first..first + len], &sum(&residual, &y));
+                let residual = &residual[begin..];
+                let residual = interleave!(r, l.load(&sixteen(&residual[r * n..][..len], 0)));
+                let sums = interleave!(r, l.add(residual[r], y[r]));
+                put_rows(l, &mut out[begin..], n, len, sums);
             }
             Output::Accumulate { inout } => {
-                let inout = &mut inout[first..first + len];
-                let residual = sixteen(inout, 0);
-                copy(inout, &sum(&residual, &y));
+                let inout = &mut inout[begin..];
+                let residual = interleave!(r, l.load(&sixteen(&inout[r * n..][..len], 0)));
+                let sums = interleave!(r, l.add(residual[r], y[r]));
+                put_rows(l, inout, n, len, sums);
             }
             Output::Codes { out, quant: _ } => {
-                copy(&mut out[first..first + len], &columns.quant.codes(&y))
+                put_codes(l, &mut out[begin..], n, len, quant.codes(l, y));
             }
             Output::GeluCodes { out, quant: _ } => {
-                copy(
-                    &mut out[first..first + len],
-                    &columns.quant.codes(&each(&y, gelu)),
-                );
+                put_codes(l, &mut out[begin..], n, len, quant.codes(l, gelu(l, y)));
             }
-            Output::Gelu { out } => copy(&mut out[first..first + len], &each(&y, gelu)),
+            Output::Gelu { out } => put_rows(l, &mut out[begin..], n, len, gelu(l, y)),
         }
     }
 }
 
+/// Stores the first `len` floats of each of `R` rows, `n` apart.
 #[inline(always)]
-fn sum(x: &[f32; 16], y: &[f32; 16]) -> [f32; 16] {
-    let mut sum = [0.0; 16];
-    for i in 0..16 {
-        sum[i] = x[i] + y[i];
+fn put_rows<L: Lanes, const R: usize>(l: L, out: &mut [f32], n: usize, len: usize, y: [L::F; R]) {
+    for r in 0..R {
+        put(l, &mut out[r * n..][..len], y[r]);
     }
-    sum
+}
+
+/// Stores the first `len` codes of each of `R` rows, `n` apart.
+#[inline(always)]
+fn put_codes<L: Lanes, const R: usize>(
+    l: L,
+    out: &mut [u8],
+    n: usize,
+    len: usize,
+    codes: [L::I; R],
+) {
+    for r in 0..R {
+        put_u8(l, &mut out[r * n..][..len], codes[r]);
+    }
+}
+
+/// Stores the first codes of sixteen.
+#[inline(always)]
+pub(crate) fn put_u8<L: Lanes>(l: L, out: &mut [u8], codes: L::I) {
+    if let Some(whole) = out.first_chunk_mut::<16>() {
+        l.store_u8(codes, whole);
+    } else {
+        let mut block = [0; 16];
+        l.store_u8(codes, &mut block);
+        copy_part(out, &block);
+    }
+}
+
+/// Stores the first entries of sixteen.
+#[inline(always)]
+pub(crate) fn put<L: Lanes>(l: L, out: &mut [f32], y: L::F) {
+    if let Some(whole) = out.first_chunk_mut::<16>() {
+        l.store(y, whole);
+    } else {
+        let mut block = [0.0; 16];
+        l.store(y, &mut block);
+        copy_part(out, &block);
+    }
 }
 
 /// Copies the first entries of a block; a whole block is one vector store.

@@ -1,8 +1,9 @@
 //! Instantiates the float kernels for one ISA.
 
-/// Defines the float kernels of an ISA: [`super::float`] compiled with its features.
+/// Defines the float kernels of an ISA: [`super::float`] compiled with its
+/// features, on its [lanes](super::lanes).
 macro_rules! float_kernels {
-    ($features:literal) => {
+    ($features:literal, $lanes:expr) => {
         #[target_feature(enable = $features)]
         fn row_sums(a: &[u8], k: usize, out: &mut [i32]) {
             $crate::arch::common::float::row_sums(a, k, out);
@@ -10,7 +11,7 @@ macro_rules! float_kernels {
 
         #[target_feature(enable = $features)]
         fn layer_norm(call: &$crate::table::NormCall, out: &mut [f32]) {
-            $crate::arch::common::float::layer_norm(call, out);
+            $crate::arch::common::float::layer_norm($lanes, call, out);
         }
 
         #[target_feature(enable = $features)]
@@ -19,12 +20,12 @@ macro_rules! float_kernels {
             quant: &$crate::ActQuant,
             out: &mut [u8],
         ) {
-            $crate::arch::common::float::layer_norm_codes(call, quant, out);
+            $crate::arch::common::float::layer_norm_codes($lanes, call, quant, out);
         }
 
         #[target_feature(enable = $features)]
         fn quantize(x: &[f32], d: usize, quant: &$crate::ActQuant, out: &mut [u8]) {
-            $crate::arch::common::float::quantize(x, d, quant, out);
+            $crate::arch::common::float::quantize($lanes, x, d, quant, out);
         }
 
         #[target_feature(enable = $features)]

@@ -7,10 +7,7 @@
 //!         requantize and store them
 //! ```
 
-use super::{
-    epilogue::{Columns, Epilogue},
-    panels::Panels,
-};
+use super::{epilogue::Epilogue, lanes::Lanes, panels::Panels};
 
 /// Exact sums of a tile: `MR` rows of `NV` blocks of sixteen outputs.
 pub(crate) type Tile<const MR: usize, const NV: usize> = [[[i32; 16]; NV]; MR];
@@ -23,7 +20,8 @@ pub(crate) type Tile<const MR: usize, const NV: usize> = [[[i32; 16]; NV]; MR];
 /// are added here.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "one loop nest")]
-pub(crate) fn drive<const MR: usize, const NV: usize>(
+pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
+    l: L,
     m: usize,
     n: usize,
     panels: &Panels,
@@ -34,26 +32,30 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
     tile: impl Fn(usize, usize, &[u8], &mut Tile<MR, NV>),
 ) {
     let mut acc = [[[0; 16]; NV]; MR];
-    let mut columns = [Columns::EMPTY; NV];
     for p in 0..n.div_ceil(16 * NV) {
         let bytes = panel(p, scratch, panels);
-        for (v, columns) in columns.iter_mut().enumerate() {
-            let mut owed = panels.sums(p, v);
-            for sum in &mut owed {
-                *sum = sum.wrapping_mul(shift);
-            }
-            *columns = epilogue.columns((p * NV + v) * 16, &owed);
+        let mut columns = [epilogue.columns(l, p * NV * 16, &owed(panels, p, 0, shift)); NV];
+        for (v, columns) in columns.iter_mut().enumerate().skip(1) {
+            *columns = epilogue.columns(l, (p * NV + v) * 16, &owed(panels, p, v, shift));
         }
+        // The last panel may be wider than what is left of n.
+        let blocks = usize::min(NV, n.div_ceil(16) - p * NV);
         for i in (0..m).step_by(MR) {
             let rows = usize::min(MR, m - i);
             tile(i, rows, bytes, &mut acc);
-            for (r, row) in acc[..rows].iter().enumerate() {
-                for (v, block) in row.iter().enumerate() {
-                    if (p * NV + v) * 16 < n {
-                        epilogue.store(i + r, &columns[v], block);
-                    }
-                }
+            for (v, columns) in columns[..blocks].iter().enumerate() {
+                epilogue.store(l, i, columns, v, &acc[..rows]);
             }
         }
     }
+}
+
+/// What a tile owes for shifted activations: `shift` times the weight sums.
+#[inline(always)]
+fn owed(panels: &Panels, p: usize, v: usize, shift: i32) -> [i32; 16] {
+    let mut owed = panels.sums(p, v);
+    for sum in &mut owed {
+        *sum = sum.wrapping_mul(shift);
+    }
+    owed
 }

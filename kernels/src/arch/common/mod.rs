@@ -5,6 +5,7 @@ pub(crate) mod epilogue;
 pub(crate) mod float;
 pub(crate) mod float_kernels;
 pub(crate) mod gemm;
+pub(crate) mod lanes;
 pub(crate) mod panels;
 pub(crate) mod rows;
 pub(crate) mod scratch;

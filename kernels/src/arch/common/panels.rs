@@ -22,7 +22,7 @@
 //! With `sums`, each panel begins with the sum of each output's weights, `[nr]`
 //! i32, for tiles that shift the activations by a constant.
 
-use crate::{BitWidth, GemmShape, reference::unpack};
+use crate::{BitWidth, GemmShape};
 
 /// The numbers that fix the order.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,7 @@ pub(crate) const fn nibbles(bits: BitWidth) -> bool {
     }
 }
 
-/// Codes unpacked at once: whole bytes at every width, whole groups at every `kr`.
+/// Codes unpacked at once: whole bytes at every width, whole pairs of groups at every `kr`.
 const CHUNK: usize = 64;
 
 impl Layout {
@@ -95,96 +95,150 @@ impl Layout {
 
     /// Re-orders dense weights into panels.
     pub(crate) fn pack(&self, shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
-        let bits = shape.weight_bits;
-        let stored_len = self.stored_len(shape.k, bits);
+        // A constant `KR` makes the move of a group one instruction.
+        match self.kr {
+            2 => self.pack_groups::<2>(shape, dense, out),
+            4 => self.pack_groups::<4>(shape, dense, out),
+            8 => self.pack_groups::<8>(shape, dense, out),
+            16 => self.pack_groups::<16>(shape, dense, out),
+            kr => unreachable!("no tile takes groups of {kr}"),
+        }
+    }
+
+    /// [`CHUNK`] codes of one output after the other, so that what they are
+    /// scattered to stays in L1 until the panel's outputs have filled it.
+    fn pack_groups<const KR: usize>(&self, shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
+        let GemmShape {
+            n,
+            k,
+            weight_bits: bits,
+            act_max: _,
+        } = *shape;
+        let stored_len = self.stored_len(k, bits);
         if stored_len == 0 {
             return;
         }
+        let row_bytes = bits.row_bytes(k);
+        // Two groups of nibbles share their bytes.
+        let groups = self.groups(k, bits) / if nibbles(bits) { 2 } else { 1 };
+        let chunk = CHUNK / KR / if nibbles(bits) { 2 } else { 1 };
         for (p, panel) in out.chunks_exact_mut(stored_len).enumerate() {
             let (header, body) = panel.split_at_mut(self.header_len());
-            let padding = if nibbles(bits) { 0x88 } else { 0 };
-            body.fill(padding);
-            header.fill(0);
-            let outputs = usize::min(self.nr, shape.n - p * self.nr);
-            for j in 0..outputs {
-                let sum = self.pack_output(shape, dense, p * self.nr + j, j, body);
-                if self.sums {
-                    header[4 * j..][..4].copy_from_slice(&sum.to_le_bytes());
-                }
+            let (body, _) = body.as_chunks_mut::<KR>();
+            let outputs = usize::min(self.nr, n - p * self.nr);
+            if outputs < self.nr {
+                header.fill(0);
+                body.fill([if nibbles(bits) { 0x88 } else { 0 }; KR]);
             }
-        }
-    }
-
-    /// Packs output `n` as output `j` of its panel and returns its weight sum.
-    fn pack_output(
-        &self,
-        shape: &GemmShape,
-        dense: &[u8],
-        n: usize,
-        j: usize,
-        body: &mut [u8],
-    ) -> i32 {
-        let bits = shape.weight_bits;
-        let center = bits.center();
-        let row_bytes = bits.row_bytes(shape.k);
-        let row = &dense[n * row_bytes..][..row_bytes];
-        debug_assert_eq!(CHUNK % self.kr, 0);
-        // Where the output's first weight lies, and how far apart its groups are.
-        let group_len = self.sub * self.kr;
-        let lane = j % self.sub * self.kr;
-        let strip = j / self.sub * self.groups(shape.k, bits) * group_len;
-        let mut sum = 0;
-        let mut codes = [0; CHUNK];
-        for start in (0..shape.k).step_by(CHUNK) {
-            let len = usize::min(CHUNK, shape.k - start);
-            unpack_chunk(bits, &row[bits.row_bytes(start)..], &mut codes[..len]);
-            let groups = (start / self.kr..).zip(codes[..len].chunks(self.kr));
-            for (group, codes) in groups {
-                let weights = codes.iter().map(|code| code.wrapping_sub(center));
-                sum += weights.clone().map(|w| i32::from(w as i8)).sum::<i32>();
-                if nibbles(bits) {
-                    // Two groups share their bytes; a strip has an even number of them.
-                    let (at, shift) = (strip / 2 + group / 2 * group_len + lane, group % 2 * 4);
-                    for (byte, weight) in body[at..].iter_mut().zip(weights) {
-                        let nibble = weight.wrapping_add(8) & 0x0f;
-                        *byte = *byte & (0xf0 >> shift) | nibble << shift;
+            let (sums, _) = header.as_chunks_mut::<4>();
+            sums.fill([0; 4]);
+            for start in (0..k).step_by(CHUNK) {
+                let first = start / CHUNK * chunk;
+                let len = usize::min(chunk, groups - first);
+                for j in 0..outputs {
+                    let row = &dense[(p * self.nr + j) * row_bytes..][..row_bytes];
+                    let codes = codes(bits, row, start, k);
+                    let strip = j / self.sub * groups * self.sub;
+                    let slots = &mut body[strip + first * self.sub + j % self.sub..];
+                    let slots = slots.iter_mut().step_by(self.sub).take(len);
+                    if nibbles(bits) {
+                        scatter(slots, &nibble_pairs::<KR>(&codes, bits));
+                    } else {
+                        scatter(slots, &codes.map(|code| code.wrapping_sub(bits.center())));
                     }
-                } else {
-                    let at = strip + group * group_len + lane;
-                    for (byte, weight) in body[at..].iter_mut().zip(weights) {
-                        *byte = weight;
+                    if let Some(sum) = sums.get_mut(j) {
+                        let more: i32 = codes.iter().map(|&code| i32::from(code)).sum();
+                        let more = more - CHUNK as i32 * i32::from(bits.center());
+                        *sum = (i32::from_le_bytes(*sum) + more).to_le_bytes();
                     }
                 }
             }
         }
-        sum
     }
 }
 
-/// The first `out.len()` codes of `dense`, which begins on a byte.
-fn unpack_chunk(bits: BitWidth, dense: &[u8], out: &mut [u8]) {
-    match bits {
-        BitWidth::B8 => out.copy_from_slice(&dense[..out.len()]),
-        BitWidth::B4 => {
-            for (i, code) in out.iter_mut().enumerate() {
-                *code = dense[i / 2] >> (i % 2 * 4) & 0x0f;
-            }
-        }
-        BitWidth::B2 | BitWidth::B3 | BitWidth::B6 => {
-            // Eight codes are b bytes; `unpack` finishes a row that ends earlier.
-            let width = bits.bits() as usize;
-            let (eights, rest) = out.as_chunks_mut::<8>();
-            for (eight, bytes) in eights.iter_mut().zip(dense.chunks_exact(width)) {
-                let mut word = [0; 8];
-                word[..width].copy_from_slice(bytes);
-                let word = u64::from_le_bytes(word);
-                for (i, code) in eight.iter_mut().enumerate() {
-                    *code = (word >> (i * width)) as u8 & bits.max_code();
-                }
-            }
-            unpack::unpack_row(bits, &dense[eights.len() * width..], rest);
+/// Moves groups to every `sub`-th slot.
+fn scatter<'s, const KR: usize>(
+    slots: impl Iterator<Item = &'s mut [u8; KR]>,
+    weights: &[u8; CHUNK],
+) {
+    let (groups, _) = weights.as_chunks::<KR>();
+    for (slot, group) in slots.zip(groups) {
+        *slot = *group;
+    }
+}
+
+/// Two groups of codes in each group of bytes, as `w + 8`; the first half counts.
+fn nibble_pairs<const KR: usize>(codes: &[u8; CHUNK], bits: BitWidth) -> [u8; CHUNK] {
+    let offset = 8 - bits.center();
+    let mut bytes = [0; CHUNK];
+    let (pairs, _) = bytes.as_chunks_mut::<KR>();
+    let (groups, _) = codes.as_chunks::<KR>();
+    let (twos, _) = groups.as_chunks::<2>();
+    for (pair, [even, odd]) in pairs.iter_mut().zip(twos) {
+        for i in 0..KR {
+            pair[i] = (even[i] + offset) | (odd[i] + offset) << 4;
         }
     }
+    bytes
+}
+
+/// Codes `start .. start + CHUNK` of a dense row of `k`; beyond its end, weight 0.
+fn codes(bits: BitWidth, row: &[u8], start: usize, k: usize) -> [u8; CHUNK] {
+    let dense = &row[bits.row_bytes(start)..];
+    let width = bits.bits() as usize;
+    let mut bytes = [0; CHUNK];
+    let len = usize::min(CHUNK / 8 * width, dense.len());
+    if len == CHUNK {
+        bytes.copy_from_slice(&dense[..CHUNK]);
+    } else {
+        bytes[..len].copy_from_slice(&dense[..len]);
+    }
+    let mut codes = match bits {
+        BitWidth::B8 => bytes,
+        BitWidth::B6 => spread::<6>(&bytes),
+        BitWidth::B4 => spread::<4>(&bytes),
+        BitWidth::B3 => spread::<3>(&bytes),
+        BitWidth::B2 => spread::<2>(&bytes),
+    };
+    if k - start < CHUNK {
+        codes[k - start..].fill(bits.center());
+    }
+    codes
+}
+
+/// Codes of `WIDTH` bits to bytes. Eight codes are `WIDTH` bytes; they are parted
+/// in halves three times:
+///
+/// ```text
+/// 8 codes side by side  ->  4 in each 32 bits  ->  2 in each 16 bits  ->  1 in each byte
+/// ```
+fn spread<const WIDTH: usize>(bytes: &[u8; CHUNK]) -> [u8; CHUNK] {
+    let mut codes = [0; CHUNK];
+    let (eights, _) = codes.as_chunks_mut::<8>();
+    for (i, eight) in eights.iter_mut().enumerate() {
+        let mut word = [0; 8];
+        word[..WIDTH].copy_from_slice(&bytes[i * WIDTH..][..WIDTH]);
+        let mut word = u64::from_le_bytes(word);
+        for (lane, count) in [(64, 4), (32, 2), (16, 1)] {
+            let low = every(lane, (1 << (count * WIDTH)) - 1);
+            let high = low << (count * WIDTH);
+            word = (word & low) | (word & high) << (lane / 2 - count * WIDTH);
+        }
+        *eight = word.to_le_bytes();
+    }
+    codes
+}
+
+/// `mask` in every `lane` bits.
+const fn every(lane: usize, mask: u64) -> u64 {
+    let mut every = 0;
+    let mut at = 0;
+    while at < 64 {
+        every |= mask << at;
+        at += lane;
+    }
+    every
 }
 
 /// Packed weights, read one panel at a time.

@@ -6,6 +6,7 @@ use crate::{
     arch::common::{
         epilogue::Epilogue,
         gemm::drive,
+        lanes::Arrays,
         panels::Panels,
         scratch::{cut, cut_len},
     },
@@ -44,7 +45,8 @@ pub(super) fn gemm(call: GemmCall) {
     let panels = Panels::new(PANELS, shape, packed);
     let unpacked = cut::<u8>(&mut scratch, PANELS.unpacked_len(k, weight_bits));
     let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Arrays,
         m,
         n,
         &panels,

@@ -6,7 +6,7 @@ mod tile;
 
 use crate::{
     ActQuant, Isa, Kernels,
-    arch::common::float,
+    arch::common::{float, lanes::Arrays},
     table::{Functions, NormCall},
 };
 
@@ -37,15 +37,15 @@ fn row_sums(a: &[u8], k: usize, out: &mut [i32]) {
 }
 
 fn layer_norm(call: &NormCall, out: &mut [f32]) {
-    float::layer_norm(call, out);
+    float::layer_norm(Arrays, call, out);
 }
 
 fn layer_norm_codes(call: &NormCall, quant: &ActQuant, out: &mut [u8]) {
-    float::layer_norm_codes(call, quant, out);
+    float::layer_norm_codes(Arrays, call, quant, out);
 }
 
 fn quantize(x: &[f32], d: usize, quant: &ActQuant, out: &mut [u8]) {
-    float::quantize(x, d, quant, out);
+    float::quantize(Arrays, x, d, quant, out);
 }
 
 fn add(x: &[f32], y: &[f32], out: &mut [f32]) {

@@ -5,6 +5,7 @@ use super::tile::{MR, PANELS, shift, tile};
 use crate::{
     GemmShape,
     arch::{
+        aarch64::lanes::Neon,
         aarch64::rows::{pack_rows, row_len},
         common::{
             epilogue::Epilogue,
@@ -54,7 +55,8 @@ pub(super) fn gemm(call: GemmCall) {
     let a_packed = cut::<u8>(&mut scratch, m * stride);
     pack_rows::<16>(a, k, m, MR, shift, a_packed);
     let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Neon::new(),
         m,
         n,
         &panels,

@@ -26,4 +26,4 @@ pub(crate) static KERNELS: Kernels = Kernels {
     },
 };
 
-float_kernels!("neon,dotprod");
+float_kernels!("neon,dotprod", super::lanes::Neon::new());

@@ -5,6 +5,7 @@ use super::tile::{MR, PANELS, tile};
 use crate::{
     GemmShape,
     arch::{
+        aarch64::lanes::Neon,
         aarch64::rows::{block_len, pack_rows, row_len},
         common::{
             epilogue::Epilogue,
@@ -52,7 +53,8 @@ pub(super) fn gemm(call: GemmCall) {
     let a_packed = cut::<u8>(&mut scratch, block_len::<8>(m, k));
     pack_rows::<8>(a, k, m, MR, 0, a_packed);
     let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Neon::new(),
         m,
         n,
         &panels,

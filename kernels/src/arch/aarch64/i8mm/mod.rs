@@ -26,4 +26,4 @@ pub(crate) static KERNELS: Kernels = Kernels {
     },
 };
 
-float_kernels!("neon,dotprod,i8mm");
+float_kernels!("neon,dotprod,i8mm", super::lanes::Neon::new());

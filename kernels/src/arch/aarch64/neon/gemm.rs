@@ -10,6 +10,7 @@ use super::{
 use crate::{
     GemmShape,
     arch::{
+        aarch64::lanes::Neon,
         aarch64::rows::{pack_rows, row_len},
         common::{
             epilogue::Epilogue,
@@ -72,7 +73,8 @@ pub(super) fn gemm(call: GemmCall) {
     let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
     let shift = i32::from(operands.shift);
     match operands.dense {
-        None => drive::<MR, 1>(
+        None => drive::<_, MR, 1>(
+            Neon::new(),
             m,
             n,
             &panels,
@@ -85,7 +87,8 @@ pub(super) fn gemm(call: GemmCall) {
                 tile(operands.form, a, rows, panel, acc);
             },
         ),
-        Some(form) => drive::<MR_DENSE, 1>(
+        Some(form) => drive::<_, MR_DENSE, 1>(
+            Neon::new(),
             m,
             n,
             &panels,

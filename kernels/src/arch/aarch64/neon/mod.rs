@@ -28,4 +28,4 @@ pub(crate) static KERNELS: Kernels = Kernels {
     },
 };
 
-float_kernels!("neon");
+float_kernels!("neon", super::lanes::Neon::new());

@@ -3,7 +3,10 @@
 //! Bytes: 4-, 3- and 2-bit weights with any activations, 6-bit with up to 6-bit
 //! ones. Words: the rest; `a` is widened once per call, a panel once per panel.
 
-use super::tile::{BYTES, MR, Path, WORDS, path, tile_bytes, tile_words};
+use super::{
+    lanes::Ymm,
+    tile::{BYTES, MR, Path, WORDS, path, tile_bytes, tile_words},
+};
 use crate::{
     GemmShape,
     arch::common::{
@@ -68,7 +71,8 @@ pub(super) fn gemm(call: GemmCall) {
         Path::Bytes { spill } => {
             let panels = Panels::new(BYTES, shape, packed);
             let unpacked = cut::<u8>(&mut scratch, BYTES.unpacked_len(k, weight_bits));
-            drive::<MR, 1>(
+            drive::<_, MR, 1>(
+                Ymm::new(),
                 m,
                 n,
                 &panels,
@@ -85,7 +89,8 @@ pub(super) fn gemm(call: GemmCall) {
             let stride = wide_row_len(k);
             let wide_a = cut::<u8>(&mut scratch, m * stride);
             widen_codes(a, k, 0, k, m, wide_a);
-            drive::<MR, 1>(
+            drive::<_, MR, 1>(
+                Ymm::new(),
                 m,
                 n,
                 &panels,

@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+pub(super) mod lanes;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
@@ -26,4 +27,4 @@ pub(crate) static KERNELS: Kernels = Kernels {
     },
 };
 
-float_kernels!("avx2");
+float_kernels!("avx2", lanes::Ymm::new());

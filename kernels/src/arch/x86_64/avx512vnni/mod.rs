@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+mod lanes;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
@@ -26,4 +27,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     },
 };
 
-float_kernels!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+float_kernels!(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    lanes::Zmm::new()
+);

@@ -1,7 +1,10 @@
 //! Matrix products: one s8 tile serves every width; low-bit panels are unpacked
 //! once and used by all rows.
 
-use super::tile::{MR, PANELS, tile};
+use super::{
+    super::avx2::lanes::Ymm,
+    tile::{MR, PANELS, tile},
+};
 use crate::{
     GemmShape,
     arch::common::{
@@ -46,7 +49,8 @@ pub(super) fn gemm(call: GemmCall) {
     let panels = Panels::new(PANELS, shape, packed);
     let unpacked = cut::<u8>(&mut scratch, PANELS.unpacked_len(k, weight_bits));
     let mut epilogue = Epilogue::new(n, requant, a_row_sums, out);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Ymm::new(),
         m,
         n,
         &panels,

@@ -26,4 +26,4 @@ pub(crate) static KERNELS: Kernels = Kernels {
     },
 };
 
-float_kernels!("avx2,avxvnni");
+float_kernels!("avx2,avxvnni", super::avx2::lanes::Ymm::new());
