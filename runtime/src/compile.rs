@@ -248,7 +248,7 @@ impl Layout {
                 .iter()
                 .map(|op| 0..program.buffers[op.output().index()].rows)
                 .collect(),
-            false => plan::needed_rows(program),
+            false => program.needed_rows(),
         };
         let mut needs = Needs::new(options.attention, lanes);
         let mut extra_lives = Vec::new();

@@ -7,8 +7,8 @@
 //! afterwards writes over it.
 //!
 //! The last block of a classifier only matters at the class token: keys and
-//! values need every token, everything after them one row. [`needed_rows`]
-//! finds this from the program, exactly, without knowing what a block is.
+//! values need every token, everything after them one row.
+//! [`Program::needed_rows`] finds this, exactly, without knowing what a block is.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -63,52 +63,6 @@ pub(crate) fn place(lives: &[Life]) -> (Vec<Place>, usize) {
         placed.push(i);
     }
     (places, total)
-}
-
-/// The rows of each operation's output that anything later looks at.
-///
-/// All rows, or one: the row that the only reader selects.
-pub(crate) fn needed_rows(program: &Program) -> Vec<Range<usize>> {
-    let mut needed: Vec<Option<Range<usize>>> = vec![None; program.buffers.len()];
-    let mut rows = vec![0..0; program.ops.len()];
-    for (index, op) in program.ops.iter().enumerate().rev() {
-        let output = op.output().index();
-        let all = 0..program.buffers[output].rows;
-        // Nobody reads the logits but the caller; and a buffer without a reader is computed whole.
-        let own = needed[output].clone().unwrap_or(all);
-        match *op {
-            Op::SelectToken { input, token, .. } => {
-                widen(&mut needed[input.index()], token..token + 1);
-            }
-            Op::LayerNorm { input, .. } => widen(&mut needed[input.index()], own.clone()),
-            Op::Linear {
-                input, residual, ..
-            } => {
-                widen(&mut needed[input.index()], own.clone());
-                if let Some(residual) = residual {
-                    widen(&mut needed[residual.index()], own.clone());
-                }
-            }
-            // Every token's key and value matter to every row.
-            Op::Attention { qkv, .. } => {
-                widen(
-                    &mut needed[qkv.index()],
-                    0..program.buffers[qkv.index()].rows,
-                );
-            }
-            Op::PatchEmbed { .. } => {}
-        }
-        rows[index] = own;
-    }
-    rows
-}
-
-/// Makes `slot` cover `rows` too.
-fn widen(slot: &mut Option<Range<usize>>, rows: Range<usize>) {
-    *slot = Some(match slot.take() {
-        Some(old) => old.start.min(rows.start)..old.end.max(rows.end),
-        None => rows,
-    });
 }
 
 /// Which memory a buffer of the program uses.
