@@ -9,6 +9,7 @@ use crate::{
     arch::common::{
         attention::{HeadLayout, drive},
         panels::Layout,
+        softmax::{Codebook, Coder},
     },
     table::AttentionCall,
 };
@@ -29,9 +30,9 @@ fn layout(shape: &HeadShape) -> HeadLayout {
     HeadLayout {
         mr: MR,
         keys: panels,
+        key_panels: 1,
         wide_keys: false,
         values: panels,
-        plane_bits: PLANE_BITS,
         q_shift,
     }
 }
@@ -58,10 +59,18 @@ pub(super) fn attention(call: AttentionCall) {
     } = shape;
     let keys = keys(&shape);
     let values = Operands::new((1 << PLANE_BITS) - 1, shape.center());
-    drive::<MR, 1, 1>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let coder = Coder::new(&book);
+    drive::<MR, 1>(
         &layout(&shape),
+        &book,
         call,
-        |q, stride, rows, panel, acc| tile(keys, q, stride, rows, head_dim, panel, acc),
+        |scores| {
+            scores.by_panel(|q, stride, rows, panel, acc| {
+                tile(keys, q, stride, rows, head_dim, panel, acc)
+            })
+        },
         |entries, stride, rows, panel, acc| tile(values, entries, stride, rows, tokens, panel, acc),
+        |row, out| coder.encode(row, out),
     );
 }

@@ -1,13 +1,19 @@
-//! Attention on the tiles of [`super::tile`]; the nest is
+//! Attention without a dot-product instruction; the nest is
 //! [`crate::arch::common::attention`].
 //!
 //! Entries have 7 bits: `2 * 127 * 128 < 2^15`, so a pair never saturates,
 //! whatever the values.
 
-use super::tile::{BYTES, MR, Path, WORDS, path, spill, tile_bytes, tile_words};
+use super::{
+    attention_tile::{scores, values},
+    tile::{BYTES, MR, Path, WORDS, path, spill},
+};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::attention::{HeadLayout, drive},
+    arch::common::{
+        attention::{HeadLayout, drive},
+        softmax::{Codebook, Coder},
+    },
     table::AttentionCall,
 };
 
@@ -17,9 +23,9 @@ const PLANE_BITS: u32 = 7;
 const NARROW: HeadLayout = HeadLayout {
     mr: MR,
     keys: BYTES,
+    key_panels: 1,
     wide_keys: false,
     values: BYTES,
-    plane_bits: PLANE_BITS,
     q_shift: 0,
 };
 
@@ -61,17 +67,18 @@ pub(super) fn attention(call: AttentionCall) {
         head_dim,
         act_max,
     } = shape;
-    let keys = path(act_max, shape.center());
+    let path = path(act_max, shape.center());
     let value_spill = spill((1 << PLANE_BITS) - 1, shape.center());
-    drive::<MR, 1, 1>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let coder = Coder::new(&book);
+    drive::<MR, 1>(
         layout(&shape),
+        &book,
         call,
-        |q, stride, rows, panel, acc| match keys {
-            Path::Bytes { spill } => tile_bytes(spill, q, stride, rows, head_dim, panel, acc),
-            Path::Words => tile_words(q, stride, rows, head_dim.div_ceil(2), panel, acc),
+        |tile| scores(path, head_dim, tile),
+        |entries, stride, _rows, panel, acc| {
+            values(value_spill, entries, stride, tokens, panel, acc)
         },
-        |entries, stride, rows, panel, acc| {
-            tile_bytes(value_spill, entries, stride, rows, tokens, panel, acc)
-        },
+        |row, out| coder.encode(row, out),
     );
 }

@@ -1,22 +1,27 @@
-//! Attention on the tile of the matrix product; the nest is
-//! [`crate::arch::common::attention`].
+//! Attention on 512-bit registers; the nest is [`crate::arch::common::attention`].
 
-use super::tile::{MR, panels, tile};
+use super::{
+    attention_tile::{MR, NV, scores, values},
+    tile::panels,
+};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::attention::{HeadLayout, drive},
+    arch::common::{
+        attention::{HeadLayout, drive},
+        softmax::{Codebook, Coder},
+    },
     table::AttentionCall,
 };
 
-/// Registers of outputs of a tile: heads of 32 and 197 tokens waste little at 16.
-const NV: usize = 1;
+/// `vpdpbusd` takes entries up to 255.
+const PLANE_BITS: u32 = 8;
 
 const LAYOUT: HeadLayout = HeadLayout {
     mr: MR,
-    keys: panels(NV),
+    keys: panels(1),
+    key_panels: NV,
     wide_keys: false,
-    values: panels(NV),
-    plane_bits: 8,
+    values: panels(1),
     q_shift: 0,
 };
 
@@ -40,10 +45,14 @@ pub(super) fn attention(call: AttentionCall) {
         head_dim,
         act_max: _,
     } = *call.shape;
-    drive::<MR, NV, NV>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let coder = Coder::new(&book);
+    drive::<MR, NV>(
         &LAYOUT,
+        &book,
         call,
-        |q, stride, rows, panel, acc| tile::<NV>(q, stride, rows, head_dim, panel, acc),
-        |entries, stride, rows, panel, acc| tile::<NV>(entries, stride, rows, tokens, panel, acc),
+        |tile| scores(head_dim, tile),
+        |entries, stride, _rows, panels, acc| values(entries, stride, tokens, panels, acc),
+        |row, out| coder.encode(row, out),
     );
 }
