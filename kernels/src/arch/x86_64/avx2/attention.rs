@@ -5,6 +5,7 @@
 //! whatever the values.
 
 use super::{
+    attention_pack::{pack_bytes, pack_wide},
     attention_tile::{scores, values},
     tile::{BYTES, MR, Path, WORDS, path, spill},
 };
@@ -50,8 +51,8 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
 #[target_feature(enable = "avx2")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
     match path(shape.act_max, shape.center()) {
-        Path::Bytes { spill: _ } => NARROW.pack(shape, keys_values, out),
-        Path::Words => WIDE.pack(shape, keys_values, out),
+        Path::Bytes { spill: _ } => pack_bytes(&NARROW, shape, keys_values, out),
+        Path::Words => pack_wide(&WIDE, shape, keys_values, out),
     }
 }
 

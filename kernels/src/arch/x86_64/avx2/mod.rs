@@ -1,6 +1,7 @@
 //! AVX2: 256-bit integers, no 8-bit dot product.
 
 mod attention;
+pub(super) mod attention_pack;
 mod attention_tile;
 mod gemm;
 mod tile;

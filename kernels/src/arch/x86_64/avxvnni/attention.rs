@@ -6,9 +6,12 @@ use super::{
 };
 use crate::{
     HeadShape, KeysValues,
-    arch::common::{
-        attention::{HeadLayout, drive},
-        softmax::{Codebook, Coder},
+    arch::{
+        common::{
+            attention::{HeadLayout, drive},
+            softmax::{Codebook, Coder},
+        },
+        x86_64::avx2::attention_pack::pack_bytes,
     },
     table::AttentionCall,
 };
@@ -31,7 +34,7 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
 
 #[target_feature(enable = "avx2,avxvnni")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
-    LAYOUT.pack(shape, keys_values, out);
+    pack_bytes(&LAYOUT, shape, keys_values, out);
 }
 
 pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
