@@ -7,13 +7,14 @@
 use super::{
     attention_pack::{pack_bytes, pack_wide},
     attention_tile::{scores, values},
+    codes::{Codes, encode},
     tile::{BYTES, MR, Path, WORDS, path, spill},
 };
 use crate::{
     HeadShape, KeysValues,
     arch::common::{
         attention::{HeadLayout, drive},
-        softmax::{Codebook, Coder},
+        softmax::Codebook,
     },
     table::AttentionCall,
 };
@@ -71,7 +72,7 @@ pub(super) fn attention(call: AttentionCall) {
     let path = path(act_max, shape.center());
     let value_spill = spill((1 << PLANE_BITS) - 1, shape.center());
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
-    let coder = Coder::new(&book);
+    let codes = Codes::new(&book);
     drive::<MR, 1>(
         layout(&shape),
         &book,
@@ -80,6 +81,6 @@ pub(super) fn attention(call: AttentionCall) {
         |entries, stride, _rows, panel, acc| {
             values(value_spill, entries, stride, tokens, panel, acc)
         },
-        |row, out| coder.encode(row, out),
+        |row, out| encode(&codes, row, out),
     );
 }

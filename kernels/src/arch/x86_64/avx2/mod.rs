@@ -3,6 +3,7 @@
 mod attention;
 pub(super) mod attention_pack;
 mod attention_tile;
+pub(super) mod codes;
 mod gemm;
 mod tile;
 

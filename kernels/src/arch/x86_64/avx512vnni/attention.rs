@@ -2,6 +2,7 @@
 
 use super::{
     attention_tile::{MR, NV, scores, values},
+    codes::encode,
     tile::panels,
 };
 use crate::{
@@ -9,9 +10,9 @@ use crate::{
     arch::{
         common::{
             attention::{HeadLayout, drive},
-            softmax::{Codebook, Coder},
+            softmax::Codebook,
         },
-        x86_64::avx2::attention_pack::pack_bytes,
+        x86_64::{avx2::attention_pack::pack_bytes, search::Search},
     },
     table::AttentionCall,
 };
@@ -49,13 +50,13 @@ pub(super) fn attention(call: AttentionCall) {
         act_max: _,
     } = *call.shape;
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
-    let coder = Coder::new(&book);
+    let search = Search::new(&book);
     drive::<MR, NV>(
         &LAYOUT,
         &book,
         call,
         |tile| scores(head_dim, tile),
         |entries, stride, _rows, panels, acc| values(entries, stride, tokens, panels, acc),
-        |row, out| coder.encode(row, out),
+        |row, out| encode(&search, row, out),
     );
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_tile;
+mod codes;
 mod gemm;
 mod tile;
 

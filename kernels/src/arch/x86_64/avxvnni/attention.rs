@@ -9,9 +9,12 @@ use crate::{
     arch::{
         common::{
             attention::{HeadLayout, drive},
-            softmax::{Codebook, Coder},
+            softmax::Codebook,
         },
-        x86_64::avx2::attention_pack::pack_bytes,
+        x86_64::avx2::{
+            attention_pack::pack_bytes,
+            codes::{Codes, encode},
+        },
     },
     table::AttentionCall,
 };
@@ -49,13 +52,13 @@ pub(super) fn attention(call: AttentionCall) {
         act_max: _,
     } = *call.shape;
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
-    let coder = Coder::new(&book);
+    let codes = Codes::new(&book);
     drive::<MR, 1>(
         &LAYOUT,
         &book,
         call,
         |tile| scores(head_dim, tile),
         |entries, stride, _rows, panel, acc| values(entries, stride, tokens, panel, acc),
-        |row, out| coder.encode(row, out),
+        |row, out| encode(&codes, row, out),
     );
 }
