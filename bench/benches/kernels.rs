@@ -162,83 +162,202 @@ impl Packed {
     }
 }
 
-fn attention(c: &mut Criterion) {
-    let shape = HeadShape {
-        tokens: TOKENS,
-        head_dim: 64,
-        act_max: 15,
-    };
-    let macs = (2 * TOKENS * TOKENS * 64) as u64;
-    let stride = 3 * 64;
-    let qkv = Bytes::new(3).vec(TOKENS * stride, 15);
-    // Row-maximum codes of 3 bits, one octave apart: the codebook that shifts too.
-    let multipliers = [127, 63, 31, 15, 7, 3, 1, 0];
-    let thresholds: Vec<i32> = (1..8).map(|code| code * 64 * 24 - 700).collect();
-    let softmax = SoftmaxCodes {
-        bits: BitWidth::B3,
-        thresholds: &thresholds,
-        multipliers: &multipliers,
-        kind: SoftmaxKind::RowMax,
-        renormalise: true,
-    };
-    let form = ShiftForm::from_multipliers(&multipliers).expect("powers of two minus one");
-    let inv_scale = vec![4.0; 64];
-    let zeros = vec![8; 64];
-    let scales = vec![0.25; 64];
-    let requant = HeadRequant {
-        v_zero: &zeros,
-        v_scale: &scales,
-        quant: ActQuant {
-            inv_scale: &inv_scale,
-            zero_point: &zeros,
-            max_code: 15,
-        },
-    };
-    let queries = Queries {
-        rows: &qkv,
-        row_stride: stride,
-        col: 0,
-        zero: 8,
-    };
-    let keys_values = KeysValues {
-        rows: &qkv,
-        row_stride: stride,
-        k_col: 64,
-        v_col: 128,
-    };
-    let mut group = c.benchmark_group("attention/3-bit row-maximum/197x64");
-    group.throughput(Throughput::Elements(macs));
-    let mut expected: Option<Vec<u8>> = None;
-    for kernels in kernels_here() {
-        let mut packed = vec![0; kernels.attention_pack_len(&shape)];
-        kernels.attention_pack(&shape, &keys_values, &mut packed);
-        let mut scratch = vec![0; kernels.attention_scratch_len(&shape)];
-        let mut out = vec![0; TOKENS * 64];
-        let methods = [
-            ("decode", AttentionMethod::Decode),
-            ("shift", AttentionMethod::Shift(&form)),
-        ];
-        for (name, method) in methods {
-            let mut run = || {
-                let out = HeadOutput {
-                    rows: black_box(&mut out),
-                    row_stride: 64,
-                    col: 0,
-                };
-                let scratch = &mut scratch;
-                kernels.attention(
-                    &shape, &queries, &packed, &softmax, method, &requant, scratch, out,
-                );
-            };
-            run();
-            group.bench_function(format!("{name}/{}", kernels.isa().name()), |b| {
-                b.iter(&mut run)
-            });
-            let first = expected.get_or_insert_with(|| out.clone());
-            assert_eq!(*first, out, "{name} on {} differs", kernels.isa().name());
+/// One attention head in the qkv buffer of a model with three.
+struct Head {
+    shape: HeadShape,
+    qkv: Vec<u8>,
+    multipliers: Vec<i16>,
+    thresholds: Vec<i32>,
+    bits: BitWidth,
+    kind: SoftmaxKind,
+    inv_scale: Vec<f32>,
+    zeros: Vec<u8>,
+    scales: Vec<f32>,
+}
+
+impl Head {
+    const DIM: usize = 64;
+    const STRIDE: usize = 3 * 3 * Self::DIM;
+
+    /// Zero-anchored codes of `2^bits` levels, 7 to 8 octaves in all; `is_static`
+    /// makes them relative to the row's sum. Uniform codes whose scores
+    /// deviate by one and a half octaves.
+    fn new(tokens: usize, act_max: u8, bits: BitWidth, is_static: bool) -> Head {
+        let middle = f64::from(act_max) / 2.0;
+        let deviation = (Self::DIM as f64).sqrt() * middle * middle / 3.0;
+        let alpha = 1.5 / deviation;
+        let last = i32::from(bits.max_code());
+        let step = match bits {
+            BitWidth::B2 | BitWidth::B3 => 1.0,
+            BitWidth::B4 => 0.5,
+            BitWidth::B6 => 1.0 / 8.0,
+            BitWidth::B8 => 1.0 / 32.0,
+        };
+        let level = |code: f64| (-code * step).exp2() - (-f64::from(last) * step).exp2();
+        let threshold = |code: i32| -64.0 * level(f64::from(code) - 0.5).log2() / alpha;
+        let kind = if is_static {
+            SoftmaxKind::Static {
+                alpha: alpha as f32,
+                scale: 1.0 / 256.0,
+            }
+        } else {
+            SoftmaxKind::RowMax
+        };
+        Head {
+            shape: HeadShape {
+                tokens,
+                head_dim: Self::DIM,
+                act_max,
+            },
+            qkv: Bytes::new(3).vec(tokens * Self::STRIDE, act_max),
+            multipliers: (0..=last)
+                .map(|code| (127.0 * level(f64::from(code)) / level(0.0)).round() as i16)
+                .collect(),
+            thresholds: (1..=last).map(|code| threshold(code) as i32).collect(),
+            bits,
+            kind,
+            inv_scale: vec![4.0; Self::DIM],
+            zeros: vec![act_max / 2; Self::DIM],
+            scales: vec![0.25; Self::DIM],
         }
     }
-    group.finish();
+
+    fn softmax(&self) -> SoftmaxCodes<'_> {
+        SoftmaxCodes {
+            bits: self.bits,
+            thresholds: &self.thresholds,
+            multipliers: &self.multipliers,
+            kind: self.kind,
+            renormalise: true,
+        }
+    }
+
+    fn queries(&self) -> Queries<'_> {
+        Queries {
+            rows: &self.qkv,
+            row_stride: Self::STRIDE,
+            col: 0,
+            zero: self.shape.act_max / 2,
+        }
+    }
+
+    fn keys_values(&self) -> KeysValues<'_> {
+        KeysValues {
+            rows: &self.qkv,
+            row_stride: Self::STRIDE,
+            k_col: 3 * Self::DIM,
+            v_col: 6 * Self::DIM,
+        }
+    }
+
+    fn requant(&self) -> HeadRequant<'_> {
+        HeadRequant {
+            v_zero: &self.zeros,
+            v_scale: &self.scales,
+            quant: ActQuant {
+                inv_scale: &self.inv_scale,
+                zero_point: &self.zeros,
+                max_code: self.shape.act_max,
+            },
+        }
+    }
+
+    fn output<'a>(&self, rows: &'a mut [u8]) -> HeadOutput<'a> {
+        HeadOutput {
+            rows,
+            row_stride: Self::DIM,
+            col: 0,
+        }
+    }
+
+    fn expected(&self) -> Vec<u8> {
+        let tokens = self.shape.tokens;
+        let mut rows = vec![0; tokens * Self::DIM];
+        let (mut scores, mut codes) = (vec![0; tokens], vec![0; tokens]);
+        reference::attention::attention(
+            &self.shape,
+            &self.queries(),
+            &self.keys_values(),
+            &self.softmax(),
+            &self.requant(),
+            &mut scores,
+            &mut codes,
+            &mut self.output(&mut rows),
+        );
+        rows
+    }
+}
+
+/// `attention/a<activation bits>/<tokens>x64/<code bits>-bit <kind>/<method>/<isa>`.
+fn attention(c: &mut Criterion) {
+    for (tokens, act, act_max) in [(197, 8, 255), (197, 4, 15), (257, 8, 255), (257, 4, 15)] {
+        for bits in [BitWidth::B3, BitWidth::B4, BitWidth::B8] {
+            for (name, is_static) in [("row-maximum", false), ("static", true)] {
+                let head = Head::new(tokens, act_max, bits, is_static);
+                let expected = head.expected();
+                let form = ShiftForm::from_multipliers(&head.multipliers);
+                let mut methods = vec![("decode", AttentionMethod::Decode)];
+                if let Some(form) = &form {
+                    methods.push(("shift", AttentionMethod::Shift(form)));
+                }
+                let mut group = c.benchmark_group(format!(
+                    "attention/a{act}/{tokens}x{}/{}-bit {name}",
+                    Head::DIM,
+                    bits.bits()
+                ));
+                group.sample_size(10);
+                group.throughput(Throughput::Elements(
+                    (2 * tokens * tokens * Head::DIM) as u64,
+                ));
+                for kernels in kernels_here() {
+                    let mut packed = vec![0; kernels.attention_pack_len(&head.shape)];
+                    kernels.attention_pack(&head.shape, &head.keys_values(), &mut packed);
+                    let mut scratch = vec![0; kernels.attention_scratch_len(&head.shape)];
+                    let mut out = vec![0; expected.len()];
+                    for &(method_name, method) in &methods {
+                        let mut run = |out: &mut [u8]| {
+                            kernels.attention(
+                                &head.shape,
+                                &head.queries(),
+                                &packed,
+                                &head.softmax(),
+                                method,
+                                &head.requant(),
+                                &mut scratch,
+                                head.output(out),
+                            );
+                        };
+                        run(&mut out);
+                        let isa = kernels.isa().name();
+                        assert_eq!(out, expected, "{method_name} on {isa} differs");
+                        group.bench_function(format!("{method_name}/{isa}"), |b| {
+                            b.iter(|| run(black_box(&mut out)));
+                        });
+                    }
+                }
+                group.finish();
+            }
+        }
+    }
+}
+
+/// Keys and values of one head, re-ordered. Attention has compared what comes of it.
+fn attention_pack(c: &mut Criterion) {
+    for (tokens, act, act_max) in [(197, 8, 255), (197, 4, 15), (257, 8, 255), (257, 4, 15)] {
+        let head = Head::new(tokens, act_max, BitWidth::B4, false);
+        let mut group = c.benchmark_group(format!("attention-pack/a{act}/{tokens}x{}", Head::DIM));
+        group.sample_size(10);
+        for kernels in kernels_here() {
+            let mut packed = vec![0; kernels.attention_pack_len(&head.shape)];
+            group.bench_function(kernels.isa().name(), |b| {
+                b.iter(|| {
+                    let packed = black_box(&mut packed);
+                    kernels.attention_pack(&head.shape, &head.keys_values(), packed);
+                });
+            });
+        }
+        group.finish();
+    }
 }
 
 fn layer_norm(c: &mut Criterion) {
@@ -286,5 +405,5 @@ fn layer_norm(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, gemm, attention, layer_norm);
+criterion_group!(benches, attention, attention_pack, gemm, layer_norm);
 criterion_main!(benches);

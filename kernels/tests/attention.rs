@@ -341,6 +341,79 @@ fn every_shape_around_a_tile() {
     }
 }
 
+/// Thresholds that repeat, are negative, are never reached, lie closer than a score
+/// apart, or on both sides of what 16 bits tell apart (64 * 65533): at every width,
+/// at every number of tokens around a block, by both kinds.
+#[test]
+fn every_width_at_every_length() {
+    let mut rng = Rng(8);
+    let ranges = [300, 50_000, 4_194_112, 8_000_000, 2_000_000_000];
+    for bits in BitWidth::ALL {
+        for tokens in (1..=40).chain([197, 257]) {
+            for (act_max, alpha) in [(255, 2e-4), (15, 0.05)] {
+                let range = ranges[rng.up_to(4) as usize];
+                let codebook = Codebook::random(&mut rng, bits, range, 0, 127);
+                let head_dim = 8 + rng.up_to(24) as usize;
+                let shape = HeadShape {
+                    tokens,
+                    head_dim,
+                    act_max,
+                };
+                let case = Case::new(&mut rng, 3, shape, tokens % 3 == 0);
+                case.check(&codebook.softmax(SoftmaxKind::RowMax, true));
+                let kind = SoftmaxKind::Static { alpha, scale: 0.01 };
+                case.check(&codebook.softmax(kind, tokens % 2 == 0));
+            }
+        }
+    }
+}
+
+/// One score far above the others: differences that saturate 16 bits, and those next
+/// to the largest that do not.
+#[test]
+fn differences_around_sixteen_bits() {
+    let mut rng = Rng(9);
+    for d in [65_532, 65_533, 65_534, 65_535, 65_536, 131_070] {
+        for limit in [65_532, 65_533, 65_534, 65_535] {
+            // q - zero = 255 and k - center = 127 or -128 give 255 a column.
+            let shape = HeadShape {
+                tokens: 35,
+                head_dim: 6,
+                act_max: 255,
+            };
+            let mut case = Case::new(&mut rng, 2, shape, false);
+            case.q_zero = 0;
+            for row in case.qkv.chunks_exact_mut(case.stride) {
+                row[case.cols[0]..][..6].copy_from_slice(&[255, 255, 255, 1, 1, 255]);
+                row[case.cols[1]..][..6].fill(128);
+            }
+            // Key 1 is `d` below the others: 255 * (a + b) + c.
+            let key = &mut case.qkv[case.stride + case.cols[1]..][..6];
+            let (mut whole, rest) = (d / 255, d % 255);
+            for at in [0, 1, 2, 5] {
+                let step = i32::min(whole, 128);
+                key[at] -= step as u8;
+                whole -= step;
+            }
+            assert_eq!(whole, i32::max(0, d / 255 - 512));
+            key[3] -= i32::min(rest, 128) as u8;
+            key[4] -= (rest - i32::min(rest, 128)) as u8;
+            for bits in BitWidth::ALL {
+                let n = usize::from(bits.max_code());
+                let mut thresholds = vec![64 * limit; n];
+                thresholds[n - 1] = i32::MAX;
+                thresholds[0] = 64 * (limit - 1);
+                let codebook = Codebook {
+                    bits,
+                    thresholds,
+                    multipliers: (0..=n).map(|c| (127 - c / 2) as i16).collect(),
+                };
+                case.check(&codebook.softmax(SoftmaxKind::RowMax, true));
+            }
+        }
+    }
+}
+
 /// The largest sums an i32 must hold, and the largest a kernel may hold in 16
 /// bits meanwhile: one multiplier and one value everywhere.
 #[test]

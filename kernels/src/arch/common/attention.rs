@@ -2,22 +2,16 @@
 //!
 //! ```text
 //! for block in m / MR query rows
-//!     scores   = q block x key panels              a tile, as in the linear layers
+//!     scores   = q block x key panels              a tile, which keeps the rows' maxima
 //!     entries  = table[code of score]              softmax.rs; a row's scores stay in L1
-//!     sums     = entries x value panels            the same tile
+//!     sums     = entries x value panels            a tile, as in the linear layers
 //!     codes    = requantized sums
 //! ```
 //!
-//! **Planes.** A tile multiplies unsigned bytes by signed bytes. Multipliers in
-//! `0 ..= 2^plane_bits - 1` are such bytes. Any others are made non-negative by a
-//! constant and cut into digits of `plane_bits` bits, each a product of its own:
-//!
-//! ```text
-//! w + h = sum over p of digit_p << (p * plane_bits)
-//! sum of w * v = sum over p of (sum of digit_p * v) << (p * plane_bits)  -  h * sum of v
-//! ```
-//!
-//! Sums wrap modulo 2^32 on the way; the result fits an i32 and is exact.
+//! **Scores start where the zero point leaves them.** `q_zero` is one number for
+//! a whole call, so its term `-q_zero * sum of key_j` is computed once and the sums
+//! of a tile begin with it. Keys that only fill a panel begin far below every
+//! score, so a row's maximum needs no mask.
 //!
 //! **Packed head**: key panels, value panels, values row by row for the shift
 //! method, then the sums of each key and of each value column (i32).
@@ -27,11 +21,11 @@ use super::{
     gemm::Tile,
     panels::Layout,
     scratch::{cut, cut_len},
-    softmax::{self, Cells, Table},
+    softmax::{BLOCK, Codebook, MAX_PLANES, Row, offsets, row_max},
     widen::{wide_row_len, widen_codes},
 };
 use crate::{
-    AttentionMethod, BitWidth, HeadRequant, HeadShape, KeysValues, ShiftForm, SoftmaxCodes,
+    AttentionMethod, BitWidth, HeadRequant, HeadShape, KeysValues, ShiftForm,
     reference::attention::row_factor, table::AttentionCall,
 };
 
@@ -40,29 +34,45 @@ use crate::{
 pub(crate) struct HeadLayout {
     /// Query rows of a block.
     pub(crate) mr: usize,
-    /// Keys: one output per token.
+    /// Keys: one output per token, panels of 16.
     pub(crate) keys: Layout,
+    /// The most key panels of one tile.
+    pub(crate) key_panels: usize,
     /// Whether keys and queries are widened to 16 bits for the tile.
     pub(crate) wide_keys: bool,
-    /// Values: one output per column of the head.
+    /// Values: one output per column of the head, panels of 16.
     pub(crate) values: Layout,
-    /// Bits of an unsigned operand of the value tile.
-    pub(crate) plane_bits: u32,
     /// What the query tile subtracts from each query code.
     pub(crate) q_shift: i32,
 }
 
 /// Byte offsets of the parts of a packed head.
-struct Parts {
-    values: usize,
-    rows: usize,
-    key_sums: usize,
-    column_sums: usize,
+pub(crate) struct Parts {
+    pub(crate) values: usize,
+    pub(crate) rows: usize,
+    pub(crate) key_sums: usize,
+    pub(crate) column_sums: usize,
     end: usize,
     /// Columns of a value row, whole blocks.
-    row_len: usize,
-    /// Scores of a row, whole panels.
-    score_len: usize,
+    pub(crate) row_len: usize,
+    /// Keys, whole panels.
+    key_len: usize,
+    /// Bytes of a key panel.
+    pub(crate) key_panel: usize,
+    /// Bytes of a value panel.
+    pub(crate) value_panel: usize,
+}
+
+/// The parts of a packed head, to be written.
+pub(crate) struct PartsMut<'a> {
+    pub(crate) keys: &'a mut [u8],
+    pub(crate) values: &'a mut [u8],
+    /// `[tokens, row_len]`, s8.
+    pub(crate) rows: &'a mut [u8],
+    /// One i32 for each key.
+    pub(crate) key_sums: &'a mut [u8],
+    /// One i32 for each column.
+    pub(crate) column_sums: &'a mut [u8],
 }
 
 impl HeadLayout {
@@ -71,18 +81,17 @@ impl HeadLayout {
         if self.wide_keys { 2 } else { 1 }
     }
 
-    fn parts(&self, shape: &HeadShape) -> Parts {
+    pub(crate) fn parts(&self, shape: &HeadShape) -> Parts {
+        debug_assert_eq!((self.keys.nr, self.values.nr), (16, 16));
         // Panels of s8 as for 8-bit weights.
-        let panels = |layout: &Layout, n: usize, k: usize| {
-            n.div_ceil(layout.nr) * layout.unpacked_len(k, BitWidth::B8)
-        };
-        let key_bytes = self.key_bytes();
+        let key_panel = self.key_bytes() * self.keys.unpacked_len(shape.head_dim, BitWidth::B8);
+        let value_panel = self.values.unpacked_len(shape.tokens, BitWidth::B8);
         let row_len = shape.head_dim.next_multiple_of(16);
-        let score_len = shape.tokens.next_multiple_of(self.keys.nr);
-        let values = key_bytes * panels(&self.keys, shape.tokens, shape.head_dim);
-        let rows = values + panels(&self.values, shape.head_dim, shape.tokens);
+        let key_len = shape.tokens.next_multiple_of(16);
+        let values = key_len / 16 * key_panel;
+        let rows = values + row_len / 16 * value_panel;
         let key_sums = rows + shape.tokens * row_len;
-        let column_sums = key_sums + 4 * score_len;
+        let column_sums = key_sums + 4 * key_len;
         let end = column_sums + 4 * row_len;
         Parts {
             values,
@@ -91,7 +100,9 @@ impl HeadLayout {
             column_sums,
             end,
             row_len,
-            score_len,
+            key_len,
+            key_panel,
+            value_panel,
         }
     }
 
@@ -103,15 +114,33 @@ impl HeadLayout {
     /// Bytes of scratch of an attention call.
     pub(crate) fn scratch_len(&self, shape: &HeadShape) -> usize {
         let parts = self.parts(shape);
+        let row = row_len(shape.tokens);
         let wide = if self.wide_keys {
             self.mr * wide_row_len(shape.head_dim)
         } else {
             0
         };
-        cut_len::<i32>(self.mr * parts.score_len)
-            + cut_len::<u8>(MAX_PLANES * self.mr * entry_len(shape.tokens))
+        cut_len::<i32>(self.mr * row)
+            + cut_len::<u8>(MAX_PLANES * self.mr * row)
             + cut_len::<u8>(wide)
             + cut_len::<i32>(parts.row_len)
+            + cut_len::<i32>(parts.key_len)
+    }
+
+    /// Cuts a packed head into its parts.
+    pub(crate) fn parts_mut<'a>(&self, shape: &HeadShape, packed: &'a mut [u8]) -> PartsMut<'a> {
+        let parts = self.parts(shape);
+        let (panels, tail) = packed.split_at_mut(parts.rows);
+        let (keys, values) = panels.split_at_mut(parts.values);
+        let (rows, sums) = tail.split_at_mut(parts.key_sums - parts.rows);
+        let (key_sums, column_sums) = sums.split_at_mut(parts.column_sums - parts.key_sums);
+        PartsMut {
+            keys,
+            values,
+            rows,
+            key_sums,
+            column_sums,
+        }
     }
 
     /// Packs the keys and values of a head. Inlined, for the layout is a constant there.
@@ -123,15 +152,16 @@ impl HeadLayout {
         } = *shape;
         let center = shape.center();
         out.fill(0);
-        let (panels, tail) = out.split_at_mut(parts.rows);
-        let (keys, values) = panels.split_at_mut(parts.values);
-        let (rows, sums) = tail.split_at_mut(parts.key_sums - parts.rows);
-        let (key_sums, column_sums) = sums.split_at_mut(parts.column_sums - parts.key_sums);
+        let PartsMut {
+            keys,
+            values,
+            rows,
+            key_sums,
+            column_sums,
+        } = self.parts_mut(shape, out);
 
         let key_groups = self.keys.groups(head_dim, BitWidth::B8);
         let value_groups = self.values.groups(tokens, BitWidth::B8);
-        let key_panel = self.keys.unpacked_len(head_dim, BitWidth::B8);
-        let value_panel = self.values.unpacked_len(tokens, BitWidth::B8);
         let (column_sums, _) = column_sums.as_chunks_mut::<4>();
         let key_bytes = self.key_bytes();
         for token in 0..tokens {
@@ -139,10 +169,10 @@ impl HeadLayout {
             let k = &row[keys_values.k_col..][..head_dim];
             let v = &row[keys_values.v_col..][..head_dim];
 
-            let panel = &mut keys[key_bytes * (token / self.keys.nr * key_panel)..];
+            let panel = &mut keys[token / 16 * parts.key_panel..];
             let mut sum = 0;
             // A group's codes lie side by side; the next group follows `sub * kr` later.
-            let first = self.keys.position(token % self.keys.nr, 0, key_groups);
+            let first = self.keys.position(token % 16, 0, key_groups);
             let step = self.keys.sub * self.keys.kr;
             for (g, group) in k.chunks(self.keys.kr).enumerate() {
                 let at = key_bytes * (first + g * step);
@@ -162,10 +192,8 @@ impl HeadLayout {
             // The columns of a strip are `kr` apart.
             for (strip, columns) in row.chunks(self.values.sub).enumerate() {
                 let d = strip * self.values.sub;
-                let panel = &mut values[d / self.values.nr * value_panel..];
-                let at = self
-                    .values
-                    .position(d % self.values.nr, token, value_groups);
+                let panel = &mut values[d / 16 * parts.value_panel..];
+                let at = self.values.position(d % 16, token, value_groups);
                 for (slot, &value) in panel[at..].iter_mut().step_by(self.values.kr).zip(columns) {
                     *slot = value;
                 }
@@ -174,108 +202,55 @@ impl HeadLayout {
     }
 }
 
-/// Bytes of a row of table entries: whole vectors.
-const fn entry_len(tokens: usize) -> usize {
-    tokens.next_multiple_of(64)
+/// Length of a row of scores, and of table entries: whole blocks of the softmax.
+const fn row_len(tokens: usize) -> usize {
+    tokens.next_multiple_of(BLOCK)
 }
 
-/// Digits of 7 bits that `2 * MAX_MULTIPLIER` may need.
-const MAX_PLANES: usize = 3;
+/// What the score of a key that only fills a panel begins with: far below every
+/// score (they are within `255 * 255 * MAX_HEAD_DIM < 2^27`), and so far above
+/// `i32::MIN` that a difference from the maximum does not overflow.
+const NO_KEY: i32 = -(1 << 30);
 
-/// A codebook as digits.
-struct Planes {
-    digits: [Table; MAX_PLANES],
-    count: usize,
-    h: i32,
+/// Where a tile of scores reads and writes: some rows of queries, some panels of keys.
+pub(crate) struct ScoreTile<'a, const MR: usize> {
+    /// Query codes, `stride` bytes from row to row.
+    pub(crate) q: &'a [u8],
+    pub(crate) stride: usize,
+    /// How many query rows exist, `1 ..= MR`. A tile may compute all `MR`
+    /// from whatever rows it likes; nobody looks at the others.
+    pub(crate) rows: usize,
+    /// The panels of keys, one after the other.
+    pub(crate) panels: &'a [u8],
+    /// What the sums begin with, sixteen for each panel.
+    pub(crate) start: &'a [[i32; 16]],
+    /// The first row's scores, from the tile's first key on.
+    pub(crate) scores: &'a mut [i32],
+    /// Scores from row to row.
+    pub(crate) score_stride: usize,
+    /// The largest scores of each row, by lane.
+    pub(crate) maxima: &'a mut [[i32; 16]; MR],
 }
 
-impl Planes {
-    fn new(multipliers: &[i16], plane_bits: u32) -> Self {
-        let smallest = multipliers
-            .iter()
-            .fold(0, |min, &w| i32::min(min, i32::from(w)));
-        let h = -smallest;
-        let mut digits = [[0; 256]; MAX_PLANES];
-        let mut largest = 0;
-        for (c, &w) in multipliers.iter().enumerate() {
-            let shifted = (i32::from(w) + h) as u32;
-            largest = u32::max(largest, shifted);
-            for (p, digits) in digits.iter_mut().enumerate() {
-                digits[c] = (shifted >> (p as u32 * plane_bits) & ((1 << plane_bits) - 1)) as u8;
-            }
-        }
-        let bits = u32::BITS - largest.leading_zeros();
-        Self {
-            digits,
-            count: usize::max(1, bits.div_ceil(plane_bits) as usize),
-            h,
-        }
-    }
-}
-
-/// A row of scores: whole blocks of sixteen, its maximum and its offset.
-struct Row<'a> {
-    scores: &'a [i32],
-    max: i32,
-    offset: i32,
-}
-
-/// How the codes of a call are found.
-enum Coder<'a> {
-    /// Not at all: comparisons give table entries.
-    Steps,
-    Cells(&'a Cells),
-    Search,
-}
-
-impl Coder<'_> {
-    /// Finds the codes of a row, where codes are found.
+impl<const MR: usize> ScoreTile<'_, MR> {
+    /// Runs the tile of a matrix product on each panel: `tile(q, stride, rows, panel, acc)`.
     #[inline(always)]
-    fn begin(&self, softmax: &SoftmaxCodes, row: &Row, codes: &mut [u8]) {
-        match self {
-            Coder::Steps => {}
-            Coder::Cells(cells) => {
-                softmax::codes_by_cells(cells, row.max, row.offset, row.scores, codes)
-            }
-            Coder::Search => {
-                softmax::codes_by_search(softmax, row.max, row.offset, row.scores, codes)
-            }
-        }
-    }
-
-    /// `out[j] = table[code of scores[j]]`; the codes are `codes`, or `out` itself if `None`.
-    #[inline(always)]
-    fn finish(
-        &self,
-        softmax: &SoftmaxCodes,
-        row: &Row,
-        table: &Table,
-        codes: Option<&[u8]>,
-        out: &mut [u8],
-    ) {
-        match self {
-            Coder::Steps => {
-                let Row {
-                    scores,
-                    max,
-                    offset,
-                } = *row;
-                let thresholds = softmax.thresholds;
-                if let Ok(thresholds) = <&[i32; 3]>::try_from(thresholds) {
-                    softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
-                } else if let Ok(thresholds) = <&[i32; 7]>::try_from(thresholds) {
-                    softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
-                } else if let Ok(thresholds) = <&[i32; 15]>::try_from(thresholds) {
-                    softmax::lookup_by_steps(thresholds, max, offset, scores, table, out);
+    pub(crate) fn by_panel(self, tile: impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, 1>)) {
+        let mut acc = [[[0; 16]; 1]; MR];
+        let panel_len = self.panels.len() / self.start.len();
+        for (v, start) in self.start.iter().enumerate() {
+            let panel = &self.panels[v * panel_len..][..panel_len];
+            tile(self.q, self.stride, self.rows, panel, &mut acc);
+            for (r, [sums]) in acc[..self.rows].iter().enumerate() {
+                let mut scores = [0; 16];
+                for (i, score) in scores.iter_mut().enumerate() {
+                    *score = sums[i].wrapping_add(start[i]);
+                    self.maxima[r][i] = i32::max(self.maxima[r][i], *score);
                 }
-            }
-            Coder::Cells(_) | Coder::Search => {
-                if let Some(codes) = codes {
-                    out.copy_from_slice(codes);
-                }
-                for code in out {
-                    *code = table[usize::from(*code)];
-                }
+                copy(
+                    &mut self.scores[r * self.score_stride + 16 * v..][..16],
+                    &scores,
+                );
             }
         }
     }
@@ -326,19 +301,20 @@ fn words(bytes: &[u8], start: usize) -> [i32; 16] {
 
 /// Runs the nest.
 ///
-/// `keys(q, stride, rows, panel, acc)` sums over the columns of the head,
-/// `values(entries, stride, rows, panel, acc)` over the tokens.
+/// `keys` computes a tile of scores. `values(entries, stride, rows, panels, acc)` sums
+/// over the tokens, for `1 ..= NV` panels; what lies beyond the tokens in a row of
+/// entries is 0. `encode(row, entries)` looks the entries of a row up, as
+/// [`super::softmax::Coder::encode`] does, and returns the sum of its multipliers.
 #[inline(always)]
-pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
+pub(crate) fn drive<const MR: usize, const NV: usize>(
     layout: &HeadLayout,
+    book: &Codebook,
     call: AttentionCall,
-    keys: impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, NK>),
+    keys: impl Fn(ScoreTile<'_, MR>),
     values: impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, NV>),
+    encode: impl Fn(&Row, &mut [u8]) -> i32,
 ) {
-    debug_assert_eq!(
-        (layout.mr, layout.keys.nr, layout.values.nr),
-        (MR, 16 * NK, 16 * NV)
-    );
+    debug_assert_eq!(layout.mr, MR);
     let AttentionCall {
         shape,
         queries,
@@ -353,9 +329,10 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
         tokens, head_dim, ..
     } = *shape;
     let parts = layout.parts(shape);
+    let row_len = row_len(tokens);
     let mut scratch = scratch;
-    let scores = cut::<i32>(&mut scratch, MR * parts.score_len);
-    let entries = cut::<u8>(&mut scratch, MAX_PLANES * MR * entry_len(tokens));
+    let scores = cut::<i32>(&mut scratch, MR * row_len);
+    let entries = cut::<u8>(&mut scratch, MAX_PLANES * MR * row_len);
     let wide_len = if layout.wide_keys {
         MR * wide_row_len(head_dim)
     } else {
@@ -363,132 +340,96 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
     };
     let wide = cut::<u8>(&mut scratch, wide_len);
     let shifted = cut::<i32>(&mut scratch, parts.row_len);
-
-    let cells = match softmax.bits {
-        BitWidth::B2 | BitWidth::B3 | BitWidth::B4 => None,
-        BitWidth::B6 | BitWidth::B8 => Some(Cells::new(softmax.thresholds)),
-    };
-    let coder = match &cells {
-        None => Coder::Steps,
-        Some(Some(cells)) => Coder::Cells(cells),
-        Some(None) => Coder::Search,
-    };
-    let planes = Planes::new(softmax.multipliers, layout.plane_bits);
+    let start = cut::<i32>(&mut scratch, parts.key_len);
+    let (start, _) = start.as_chunks_mut::<16>();
+    let q_zero = i32::from(queries.zero) - layout.q_shift;
+    for (block, start) in start.iter_mut().enumerate() {
+        let sums = words(&packed[parts.key_sums..], 16 * block);
+        *start = each(&sums, |sum| q_zero.wrapping_neg().wrapping_mul(sum));
+        for no_key in &mut start[usize::min(16, tokens - 16 * block)..] {
+            *no_key = NO_KEY;
+        }
+    }
     let center = shape.center();
+    let key_tiles = EvenTiles::new(start.len(), layout.key_panels);
+    let value_tiles = EvenTiles::new(parts.row_len / 16, NV);
+    let mut total = [[[0; 16]; NV]; MR];
+    let mut acc = [[[0; 16]; NV]; MR];
 
     for i in (0..queries.len()).step_by(MR) {
         let rows = usize::min(MR, queries.len() - i);
         let q = &queries.rows[i * queries.row_stride..];
-        let (q, q_stride) = if layout.wide_keys {
+        let (q, stride) = if layout.wide_keys {
             widen_codes(q, queries.row_stride, queries.col, head_dim, rows, wide);
             (&*wide, wide_row_len(head_dim))
         } else {
             (&q[queries.col..], queries.row_stride)
         };
-        let q_zero = i32::from(queries.zero) - layout.q_shift;
-        score_block::<MR, NK>(&parts, packed, q, q_stride, rows, q_zero, scores, &keys);
+        let mut maxima = [[i32::MIN; 16]; MR];
+        for (first, count) in key_tiles.iter() {
+            keys(ScoreTile {
+                q,
+                stride,
+                rows,
+                panels: &packed[first * parts.key_panel..][..count * parts.key_panel],
+                start: &start[first..first + count],
+                scores: &mut scores[16 * first..],
+                score_stride: row_len,
+                maxima: &mut maxima,
+            });
+        }
+        let offsets = offsets(softmax.kind, scores, row_len, tokens, &maxima);
+        let score_row = |r: usize| Row {
+            scores: &scores[r * row_len..][..row_len],
+            tokens,
+            max: row_max(&maxima[r]),
+            offset: offsets[r],
+            plane: MR * row_len,
+        };
 
         match method {
             AttentionMethod::Decode => {
                 let mut sums = [0_i32; MR];
                 for (r, sum) in sums[..rows].iter_mut().enumerate() {
-                    let scores = &scores[r * parts.score_len..][..parts.score_len];
-                    let scores = &scores[..tokens.next_multiple_of(16)];
-                    let max = softmax::row_max(&scores[..tokens]);
-                    let offset = softmax::offset(softmax.kind, &scores[..tokens], max);
-                    let len = scores.len();
-                    let plane = MR * entry_len(tokens);
-                    let (first, others) = entries[r * entry_len(tokens)..].split_at_mut(len);
-                    let row = Row {
-                        scores,
-                        max,
-                        offset,
-                    };
-                    coder.begin(softmax, &row, first);
-                    for p in (0..planes.count).rev() {
-                        let digits = &planes.digits[p];
-                        if p > 0 {
-                            coder.finish(
-                                softmax,
-                                &row,
-                                digits,
-                                Some(first),
-                                &mut others[p * plane - len..][..len],
-                            );
-                        } else {
-                            coder.finish(softmax, &row, digits, None, first);
-                        }
-                        let done = if p > 0 {
-                            &others[p * plane - len..][..tokens]
-                        } else {
-                            &first[..tokens]
-                        };
-                        let digit_sum: u32 = done.iter().map(|&digit| u32::from(digit)).sum();
-                        *sum =
-                            sum.wrapping_add((digit_sum << (p as u32 * layout.plane_bits)) as i32);
-                    }
-                    *sum = sum.wrapping_sub(planes.h.wrapping_mul(tokens as i32));
+                    *sum = encode(&score_row(r), &mut entries[r * row_len..]);
                 }
-                for panel in 0..head_dim.div_ceil(16 * NV) {
-                    let mut total = [[[0; 16]; NV]; MR];
-                    let mut acc = [[[0; 16]; NV]; MR];
-                    let len = layout.values.unpacked_len(tokens, BitWidth::B8);
-                    let bytes = &packed[parts.values + panel * len..][..len];
-                    for p in 0..planes.count {
-                        let entries =
-                            &entries[p * MR * entry_len(tokens)..][..MR * entry_len(tokens)];
-                        let out = if p == 0 { &mut total } else { &mut acc };
-                        values(entries, entry_len(tokens), rows, bytes, out);
-                        if p > 0 {
-                            add_shifted(&mut total, &acc, p as u32 * layout.plane_bits);
-                        }
+                let mut factors = [0.0; MR];
+                for (factor, &sum) in factors.iter_mut().zip(&sums) {
+                    *factor = row_factor(softmax, sum);
+                }
+                for (first, count) in value_tiles.iter() {
+                    let bytes = &packed[parts.values + first * parts.value_panel..]
+                        [..count * parts.value_panel];
+                    values(&entries[..MR * row_len], row_len, rows, bytes, &mut total);
+                    for p in 1..book.planes {
+                        let entries = &entries[p * MR * row_len..][..MR * row_len];
+                        values(entries, row_len, rows, bytes, &mut acc);
+                        add_shifted(&mut total, &acc, p as u32 * book.plane_bits);
                     }
-                    for v in 0..NV {
-                        let start = (panel * NV + v) * 16;
-                        if start >= head_dim {
-                            break;
-                        }
+                    for v in 0..count {
+                        let start = (first + v) * 16;
                         let columns = HeadColumns::new(requant, center, start);
-                        let sums_of_values = words(&packed[parts.column_sums..], start);
-                        let owed = each(&sums_of_values, |sum| sum.wrapping_mul(planes.h));
+                        let owed = each(&words(&packed[parts.column_sums..], start), |sum| {
+                            sum.wrapping_mul(book.h)
+                        });
                         let len = usize::min(16, head_dim - start);
                         for (r, row) in total[..rows].iter().enumerate() {
                             let mut exact = row[v];
                             for (exact, owed) in exact.iter_mut().zip(owed) {
                                 *exact = exact.wrapping_sub(owed);
                             }
-                            let f = row_factor(softmax, sums[r]);
                             let at = (i + r) * out.row_stride + out.col + start;
-                            copy(
-                                &mut out.rows[at..at + len],
-                                &columns.codes(&exact, sums[r], f),
-                            );
+                            let codes = columns.codes(&exact, sums[r], factors[r]);
+                            copy(&mut out.rows[at..at + len], &codes);
                         }
                     }
                 }
             }
             AttentionMethod::Shift(form) => {
-                let mut exponents = [ShiftForm::NONE; 256];
-                exponents[..form.exponents().len()].copy_from_slice(form.exponents());
                 for r in 0..rows {
-                    let scores = &scores[r * parts.score_len..][..parts.score_len];
-                    let scores = &scores[..tokens.next_multiple_of(16)];
-                    let max = softmax::row_max(&scores[..tokens]);
-                    let offset = softmax::offset(softmax.kind, &scores[..tokens], max);
-                    let row = &mut entries[..scores.len()];
-                    let coded = Row {
-                        scores,
-                        max,
-                        offset,
-                    };
-                    coder.begin(softmax, &coded, row);
-                    coder.finish(softmax, &coded, &exponents, None, row);
-                    let sum = shift_row(
-                        &row[..tokens],
-                        &packed[parts.rows..parts.key_sums],
-                        parts.row_len,
-                        shifted,
-                    );
+                    encode(&score_row(r), entries);
+                    let values = &packed[parts.rows..parts.key_sums];
+                    let sum = shift_row(&entries[..tokens], values, parts.row_len, shifted);
                     let sum = sum.wrapping_sub(form.constant().wrapping_mul(tokens as i32));
                     let f = row_factor(softmax, sum);
                     for start in (0..head_dim).step_by(16) {
@@ -508,35 +449,34 @@ pub(crate) fn drive<const MR: usize, const NK: usize, const NV: usize>(
     }
 }
 
-/// Scores of a block: `scores[r, j] = sum of q * key_j - q_zero * sum of key_j`.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a step of one loop nest")]
-fn score_block<const MR: usize, const NK: usize>(
-    parts: &Parts,
-    packed: &[u8],
-    q: &[u8],
-    q_stride: usize,
-    rows: usize,
-    q_zero: i32,
-    scores: &mut [i32],
-    keys: &impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, NK>),
-) {
-    let panels = parts.score_len / (16 * NK);
-    let mut acc = [[[0; 16]; NK]; MR];
-    for panel in 0..panels {
-        let len = parts.values / panels;
-        keys(q, q_stride, rows, &packed[panel * len..][..len], &mut acc);
-        for v in 0..NK {
-            let start = (panel * NK + v) * 16;
-            let sums = words(&packed[parts.key_sums..], start);
-            for (r, row) in acc[..rows].iter().enumerate() {
-                let mut block = row[v];
-                for (score, sum) in block.iter_mut().zip(sums) {
-                    *score = score.wrapping_sub(q_zero.wrapping_mul(sum));
-                }
-                copy(&mut scores[r * parts.score_len + start..][..16], &block);
-            }
+/// Panels cut into tiles of at most so many, as even as can be: 13 by 4 are
+/// 4 + 3 + 3 + 3, for a last tile of one would be short of independent sums.
+struct EvenTiles {
+    tiles: usize,
+    each: usize,
+    /// The first tiles have one panel more.
+    longer: usize,
+}
+
+impl EvenTiles {
+    fn new(panels: usize, most: usize) -> Self {
+        let tiles = panels.div_ceil(most);
+        Self {
+            tiles,
+            each: panels.checked_div(tiles).unwrap_or(0),
+            longer: panels.checked_rem(tiles).unwrap_or(0),
         }
+    }
+
+    /// The first panel and the number of panels of each tile.
+    #[inline(always)]
+    fn iter(&self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.tiles).map(|t| {
+            (
+                t * self.each + usize::min(t, self.longer),
+                self.each + usize::from(t < self.longer),
+            )
+        })
     }
 }
 
@@ -599,4 +539,27 @@ fn shift_columns<const BLOCKS: usize>(
         }
     }
     out[column..][..16 * BLOCKS].copy_from_slice(acc.as_flattened());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::EvenTiles;
+
+    #[test]
+    fn tiles_cover_every_panel_once_and_differ_by_one() {
+        for n in 0..60 {
+            for most in 1..5 {
+                let (mut next, mut shortest, mut longest) = (0, usize::MAX, 0);
+                for (first, count) in EvenTiles::new(n, most).iter() {
+                    assert_eq!(first, next);
+                    assert!((1..=most).contains(&count));
+                    next += count;
+                    shortest = shortest.min(count);
+                    longest = longest.max(count);
+                }
+                assert_eq!(next, n);
+                assert!(n == 0 || longest - shortest <= 1);
+            }
+        }
+    }
 }

@@ -21,39 +21,6 @@ use crate::{ActQuant, arch::sqrt, table::NormCall};
 /// Rows that are normalised side by side.
 const ROWS: usize = 8;
 
-/// The sum of `term(x)` over a row: [`crate::reference::sum16`].
-#[inline(always)]
-pub(crate) fn sum16<T: Copy>(x: &[T], term: impl Fn(T) -> f32) -> f32 {
-    let mut lanes = [0.0_f32; 16];
-    let (blocks, rest) = x.as_chunks::<16>();
-    for block in blocks {
-        for i in 0..16 {
-            lanes[i] += term(block[i]);
-        }
-    }
-    if let Some(&first) = rest.first() {
-        // Fixed indices keep the lanes in registers; a lane beyond the end stays as it is.
-        let mut last = [first; 16];
-        last[..rest.len()].copy_from_slice(rest);
-        for i in 0..16 {
-            let sum = lanes[i] + term(last[i]);
-            lanes[i] = if i < rest.len() { sum } else { lanes[i] };
-        }
-    }
-    tree16(lanes)
-}
-
-/// Sixteen lanes to one: 8, 4, 2, 1 apart.
-#[inline(always)]
-pub(crate) fn tree16(mut lanes: [f32; 16]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-    }
-    lanes[0]
-}
-
 /// Adds what follows the whole blocks, term by term, and returns the tree's sum.
 #[inline(always)]
 fn finish<L: Lanes>(l: L, sum: L::F, rest: &[f32], term: impl Fn(f32) -> f32) -> f32 {

@@ -14,10 +14,18 @@ impl<'a, const R: usize, const G: usize> Rows<'a, R, G> {
     /// Rows of `k` codes, `stride` apart.
     #[inline(always)]
     pub(crate) fn new(a: &'a [u8], stride: usize, k: usize) -> Self {
+        Self::repeated(a, stride, R, k)
+    }
+
+    /// `rows` rows of `k` codes, `stride` apart; the last one stands in for those
+    /// that are missing.
+    #[inline(always)]
+    pub(crate) fn repeated(a: &'a [u8], stride: usize, rows: usize, k: usize) -> Self {
         let mut whole: [&[[u8; G]]; R] = [&[]; R];
         let mut rest = [[[0; G]]; R];
         for r in 0..R {
-            let (groups, tail) = a[r * stride..][..k].as_chunks::<G>();
+            let row = usize::min(r, rows - 1);
+            let (groups, tail) = a[row * stride..][..k].as_chunks::<G>();
             whole[r] = &groups[..k / G];
             if !tail.is_empty() {
                 rest[r][0][..tail.len()].copy_from_slice(tail);

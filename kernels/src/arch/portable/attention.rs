@@ -3,16 +3,21 @@
 use super::tile::{MR, PANELS, tile};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::attention::{HeadLayout, drive},
+    arch::common::{
+        attention::{HeadLayout, drive},
+        softmax::{Codebook, Coder},
+    },
     table::AttentionCall,
 };
+
+const PLANE_BITS: u32 = 8;
 
 const LAYOUT: HeadLayout = HeadLayout {
     mr: MR,
     keys: PANELS,
+    key_panels: 1,
     wide_keys: false,
     values: PANELS,
-    plane_bits: 8,
     q_shift: 0,
 };
 
@@ -34,10 +39,17 @@ pub(super) fn attention(call: AttentionCall) {
         head_dim,
         act_max: _,
     } = *call.shape;
-    drive::<MR, 1, 1>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let coder = Coder::new(&book);
+    drive::<MR, 1>(
         &LAYOUT,
+        &book,
         call,
-        |q, stride, rows, panel, acc| tile(q, stride, rows, head_dim, panel, acc),
+        |scores| {
+            scores
+                .by_panel(|q, stride, rows, panel, acc| tile(q, stride, rows, head_dim, panel, acc))
+        },
         |entries, stride, rows, panel, acc| tile(entries, stride, rows, tokens, panel, acc),
+        |row, out| coder.encode(row, out),
     );
 }

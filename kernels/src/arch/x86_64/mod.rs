@@ -6,3 +6,5 @@ pub(crate) mod cpuid;
 pub(crate) mod avx2;
 pub(crate) mod avx512vnni;
 pub(crate) mod avxvnni;
+
+mod search;

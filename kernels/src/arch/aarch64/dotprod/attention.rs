@@ -7,6 +7,7 @@ use crate::{
     arch::common::{
         attention::{HeadLayout, drive},
         panels::Layout,
+        softmax::{Codebook, Coder},
     },
     table::AttentionCall,
 };
@@ -23,9 +24,9 @@ fn layout(shape: &HeadShape) -> HeadLayout {
     HeadLayout {
         mr: MR,
         keys: panels,
+        key_panels: 1,
         wide_keys: false,
         values: panels,
-        plane_bits: PLANE_BITS,
         q_shift,
     }
 }
@@ -51,12 +52,20 @@ pub(super) fn attention(call: AttentionCall) {
         act_max,
     } = shape;
     let shift = shift(act_max);
-    drive::<MR, 1, 1>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let coder = Coder::new(&book);
+    drive::<MR, 1>(
         &layout(&shape),
+        &book,
         call,
-        |q, stride, rows, panel, acc| tile_of_rows(shift, q, stride, rows, head_dim, panel, acc),
+        |scores| {
+            scores.by_panel(|q, stride, rows, panel, acc| {
+                tile_of_rows(shift, q, stride, rows, head_dim, panel, acc)
+            })
+        },
         |entries, stride, rows, panel, acc| {
             tile_of_rows(0, entries, stride, rows, tokens, panel, acc)
         },
+        |row, out| coder.encode(row, out),
     );
 }

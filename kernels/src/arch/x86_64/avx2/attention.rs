@@ -1,13 +1,21 @@
-//! Attention on the tiles of [`super::tile`]; the nest is
+//! Attention without a dot-product instruction; the nest is
 //! [`crate::arch::common::attention`].
 //!
 //! Entries have 7 bits: `2 * 127 * 128 < 2^15`, so a pair never saturates,
 //! whatever the values.
 
-use super::tile::{BYTES, MR, Path, WORDS, path, spill, tile_bytes, tile_words};
+use super::{
+    attention_pack::{pack_bytes, pack_wide},
+    attention_tile::{scores, values},
+    codes::{Codes, encode},
+    tile::{BYTES, MR, Path, WORDS, path, spill},
+};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::attention::{HeadLayout, drive},
+    arch::common::{
+        attention::{HeadLayout, drive},
+        softmax::Codebook,
+    },
     table::AttentionCall,
 };
 
@@ -17,9 +25,9 @@ const PLANE_BITS: u32 = 7;
 const NARROW: HeadLayout = HeadLayout {
     mr: MR,
     keys: BYTES,
+    key_panels: 1,
     wide_keys: false,
     values: BYTES,
-    plane_bits: PLANE_BITS,
     q_shift: 0,
 };
 
@@ -44,8 +52,8 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
 #[target_feature(enable = "avx2")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
     match path(shape.act_max, shape.center()) {
-        Path::Bytes { spill: _ } => NARROW.pack(shape, keys_values, out),
-        Path::Words => WIDE.pack(shape, keys_values, out),
+        Path::Bytes { spill: _ } => pack_bytes(&NARROW, shape, keys_values, out),
+        Path::Words => pack_wide(&WIDE, shape, keys_values, out),
     }
 }
 
@@ -61,17 +69,18 @@ pub(super) fn attention(call: AttentionCall) {
         head_dim,
         act_max,
     } = shape;
-    let keys = path(act_max, shape.center());
+    let path = path(act_max, shape.center());
     let value_spill = spill((1 << PLANE_BITS) - 1, shape.center());
-    drive::<MR, 1, 1>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let codes = Codes::new(&book);
+    drive::<MR, 1>(
         layout(&shape),
+        &book,
         call,
-        |q, stride, rows, panel, acc| match keys {
-            Path::Bytes { spill } => tile_bytes(spill, q, stride, rows, head_dim, panel, acc),
-            Path::Words => tile_words(q, stride, rows, head_dim.div_ceil(2), panel, acc),
+        |tile| scores(path, head_dim, tile),
+        |entries, stride, _rows, panel, acc| {
+            values(value_spill, entries, stride, tokens, panel, acc)
         },
-        |entries, stride, rows, panel, acc| {
-            tile_bytes(value_spill, entries, stride, rows, tokens, panel, acc)
-        },
+        |row, out| encode(&codes, row, out),
     );
 }

@@ -1,6 +1,9 @@
 //! AVX2: 256-bit integers, no 8-bit dot product.
 
 mod attention;
+pub(super) mod attention_pack;
+mod attention_tile;
+pub(super) mod codes;
 mod gemm;
 pub(super) mod lanes;
 mod tile;

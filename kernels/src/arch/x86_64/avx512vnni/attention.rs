@@ -1,22 +1,31 @@
-//! Attention on the tile of the matrix product; the nest is
-//! [`crate::arch::common::attention`].
+//! Attention on 512-bit registers; the nest is [`crate::arch::common::attention`].
 
-use super::tile::{MR, panels, tile};
+use super::{
+    attention_tile::{MR, NV, scores, values},
+    codes::encode,
+    tile::panels,
+};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::attention::{HeadLayout, drive},
+    arch::{
+        common::{
+            attention::{HeadLayout, drive},
+            softmax::Codebook,
+        },
+        x86_64::{avx2::attention_pack::pack_bytes, search::Search},
+    },
     table::AttentionCall,
 };
 
-/// Registers of outputs of a tile: heads of 32 and 197 tokens waste little at 16.
-const NV: usize = 1;
+/// `vpdpbusd` takes entries up to 255.
+const PLANE_BITS: u32 = 8;
 
 const LAYOUT: HeadLayout = HeadLayout {
     mr: MR,
-    keys: panels(NV),
+    keys: panels(1),
+    key_panels: NV,
     wide_keys: false,
-    values: panels(NV),
-    plane_bits: 8,
+    values: panels(1),
     q_shift: 0,
 };
 
@@ -26,7 +35,7 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
-    LAYOUT.pack(shape, keys_values, out);
+    pack_bytes(&LAYOUT, shape, keys_values, out);
 }
 
 pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
@@ -40,10 +49,14 @@ pub(super) fn attention(call: AttentionCall) {
         head_dim,
         act_max: _,
     } = *call.shape;
-    drive::<MR, NV, NV>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let search = Search::new(&book);
+    drive::<MR, NV>(
         &LAYOUT,
+        &book,
         call,
-        |q, stride, rows, panel, acc| tile::<NV>(q, stride, rows, head_dim, panel, acc),
-        |entries, stride, rows, panel, acc| tile::<NV>(entries, stride, rows, tokens, panel, acc),
+        |tile| scores(head_dim, tile),
+        |entries, stride, _rows, panels, acc| values(entries, stride, tokens, panels, acc),
+        |row, out| encode(&search, row, out),
     );
 }

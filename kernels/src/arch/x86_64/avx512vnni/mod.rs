@@ -1,6 +1,8 @@
 //! AVX-512 VNNI: the 8-bit dot product on 512-bit registers.
 
 mod attention;
+mod attention_tile;
+mod codes;
 mod gemm;
 mod lanes;
 mod tile;

@@ -11,7 +11,7 @@
 //! 8 x 48 takes 24 sums + 3 weights + 1 activation of 32 registers and 11 loads
 //! for 24 products: below one load a product, so `vpdpbusd` stays fed, and eight
 //! row pointers fit the general registers. Attention, whose widths are rarely
-//! multiples of 48, uses 8 x 16.
+//! multiples of 48, has a tile of its own.
 //!
 //! **Overflow.** `vpdpbusd` (unlike `vpdpbusds`) adds exactly and wraps at 32 bits;
 //! `255 * 128 * MAX_K < 2^31`, so it never does.

@@ -1,19 +1,33 @@
-//! Attention on the tile of the matrix product; the nest is
-//! [`crate::arch::common::attention`].
+//! Attention on 256-bit registers; the nest is [`crate::arch::common::attention`].
 
-use super::tile::{MR, PANELS, tile};
+use super::{
+    attention_tile::{scores, values},
+    tile::{MR, PANELS},
+};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::attention::{HeadLayout, drive},
+    arch::{
+        common::{
+            attention::{HeadLayout, drive},
+            softmax::Codebook,
+        },
+        x86_64::avx2::{
+            attention_pack::pack_bytes,
+            codes::{Codes, encode},
+        },
+    },
     table::AttentionCall,
 };
+
+/// `vpdpbusd` takes entries up to 255.
+const PLANE_BITS: u32 = 8;
 
 const LAYOUT: HeadLayout = HeadLayout {
     mr: MR,
     keys: PANELS,
+    key_panels: 1,
     wide_keys: false,
     values: PANELS,
-    plane_bits: 8,
     q_shift: 0,
 };
 
@@ -23,7 +37,7 @@ pub(super) fn attention_pack_len(shape: &HeadShape) -> usize {
 
 #[target_feature(enable = "avx2,avxvnni")]
 pub(super) fn attention_pack(shape: &HeadShape, keys_values: &KeysValues, out: &mut [u8]) {
-    LAYOUT.pack(shape, keys_values, out);
+    pack_bytes(&LAYOUT, shape, keys_values, out);
 }
 
 pub(super) fn attention_scratch_len(shape: &HeadShape) -> usize {
@@ -37,10 +51,14 @@ pub(super) fn attention(call: AttentionCall) {
         head_dim,
         act_max: _,
     } = *call.shape;
-    drive::<MR, 1, 1>(
+    let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
+    let codes = Codes::new(&book);
+    drive::<MR, 1>(
         &LAYOUT,
+        &book,
         call,
-        |q, stride, rows, panel, acc| tile(q, stride, rows, head_dim, panel, acc),
-        |entries, stride, rows, panel, acc| tile(entries, stride, rows, tokens, panel, acc),
+        |tile| scores(head_dim, tile),
+        |entries, stride, _rows, panel, acc| values(entries, stride, tokens, panel, acc),
+        |row, out| encode(&codes, row, out),
     );
 }

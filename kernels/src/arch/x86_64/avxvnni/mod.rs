@@ -1,6 +1,7 @@
 //! AVX-VNNI: the 8-bit dot product on 256-bit registers.
 
 mod attention;
+mod attention_tile;
 mod gemm;
 mod tile;
 
