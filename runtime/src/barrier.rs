@@ -3,7 +3,8 @@
 //! Lanes meet once a layer and the work between two meetings takes less than a
 //! millisecond, so that a sleep in the kernel would cost more than the wait. A
 //! lane that comes early spins for a while, then yields to whoever needs the
-//! processor, and sleeps only when the others take long: between pictures.
+//! processor, and sleeps when the others take long: between pictures, and while
+//! one lane computes the class token.
 //!
 //! A sense-reversing barrier (Mellor-Crummey and Scott 1991, section 3.1) whose
 //! sense is a counter, so that it tells each meeting from the next:
@@ -19,12 +20,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// Looks at the phase before the first yield: some tens of microseconds, what
-/// lanes of equal work are apart.
+/// lanes of equal work are apart. Ten times as many gain nothing where each lane
+/// has a processor, and double the time where something else runs beside them.
 const SPINS: usize = 1000;
 
-/// Yields before the first sleep: a fraction of a millisecond, about the last
-/// block of a classifier, which one lane computes alone.
-const YIELDS: usize = 500;
+/// Yields before the first sleep, for a lane that waits for this processor. More
+/// gain nothing; while it sleeps, the system may also move a lane elsewhere.
+const YIELDS: usize = 5;
 
 /// A meeting point of a fixed number of lanes.
 pub(crate) struct Barrier {

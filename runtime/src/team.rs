@@ -11,9 +11,9 @@
 //! begin ────────────┼────────────────────────┼─────────
 //!             embed, norm, qkv         embed, norm, qkv
 //!             puts its keys, values    puts its keys, values
-//! meet  ────────────┼────────────────────────┼─────────  ┐
-//!             packs heads 0 to 2       packs heads 3 to 5   │ each attention
-//! meet  ────────────┼────────────────────────┼─────────  ┘
+//! meet  ────────────┼────────────────────────┼─────────  for each attention
+//!             packs heads 0 to 2       packs heads 3 to 5
+//! meet  ────────────┼────────────────────────┼─────────
 //!             attention of its rows,   attention of its rows,
 //!             proj, norm, fc1, fc2,    proj, norm, fc1, fc2,
 //!             norm, qkv                norm, qkv
