@@ -1,8 +1,10 @@
 //! Each hot kernel on each instruction set, at the shapes of ViT-T, -S and -B.
 
-use std::hint::black_box;
+use std::{hint::black_box, ops::Range, time::Duration};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{
+    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
+};
 use tpvit_bench::{Bytes, kernels_here};
 use tpvit_kernels::{
     ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant, HeadShape, Kernels,
@@ -11,40 +13,63 @@ use tpvit_kernels::{
 
 const TOKENS: usize = 197;
 
-/// Model, and the `[n, k]` of qkv, fc1 and fc2.
-const LINEARS: [(&str, [[usize; 2]; 3]); 3] = [
-    ("vit-t", [[576, 192], [768, 192], [192, 768]]),
-    ("vit-s", [[1152, 384], [1536, 384], [384, 1536]]),
-    ("vit-b", [[2304, 768], [3072, 768], [768, 3072]]),
-];
+/// A group whose functions take under a second each: there are hundreds.
+fn short(c: &mut Criterion, name: String) -> BenchmarkGroup<'_, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500));
+    group
+}
 
-const WIDTHS: [(u32, BitWidth, BitWidth); 4] = [
-    (8, BitWidth::B8, BitWidth::B8),
-    (6, BitWidth::B6, BitWidth::B6),
-    (4, BitWidth::B4, BitWidth::B4),
-    (3, BitWidth::B3, BitWidth::B3),
-];
+/// Widths of the models' vectors.
+const DIMS: [(&str, usize); 3] = [("vit-t", 192), ("vit-s", 384), ("vit-b", 768)];
 
+/// What a model does with a product.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    /// q, k and v: codes for attention.
+    Codes,
+    /// proj and fc2: added to the residual stream.
+    Accumulate,
+    /// fc1: codes of GELU.
+    GeluCodes,
+}
+
+/// The linear layers of a block of width `d`: name, `[n, k]`, and what follows.
+const fn linears(d: usize) -> [(&'static str, [usize; 2], Use); 4] {
+    [
+        ("qkv", [3 * d, d], Use::Codes),
+        ("proj", [d, d], Use::Accumulate),
+        ("fc1", [4 * d, d], Use::GeluCodes),
+        ("fc2", [d, 4 * d], Use::Accumulate),
+    ]
+}
+
+/// Each weight width with activations of the same width.
 fn gemm(c: &mut Criterion) {
-    for (model, shapes) in LINEARS {
-        for [n, k] in shapes {
-            for (bits, act, weight) in WIDTHS {
-                let mut group = c.benchmark_group(format!("gemm/a{bits}w{bits}/{model}/{n}x{k}"));
+    for (model, d) in DIMS {
+        for bits in BitWidth::ALL.into_iter().rev() {
+            for (layer, [n, k], output) in linears(d) {
+                let width = bits.bits();
+                let name = format!("gemm/a{width}w{width}/{model}/{layer} {n}x{k}");
+                let mut group = short(c, name);
                 group.throughput(Throughput::Elements((TOKENS * n * k) as u64));
                 let shape = GemmShape {
                     n,
                     k,
-                    weight_bits: weight,
-                    act_max: act.max_code(),
+                    weight_bits: bits,
+                    act_max: bits.max_code(),
                 };
-                let case = Gemm::new(shape);
+                let case = Gemm::new(shape, output);
+                let expected = case.expected();
                 for kernels in kernels_here() {
                     // The portable kernels are a definition, not a product.
                     if kernels.isa() == tpvit_kernels::Isa::Portable && model != "vit-t" {
                         continue;
                     }
                     let mut ready = case.on(kernels);
-                    ready.check(&case);
+                    ready.check(&case, &expected);
                     group.bench_function(kernels.isa().name(), |b| b.iter(|| ready.run(&case)));
                 }
                 group.finish();
@@ -53,14 +78,46 @@ fn gemm(c: &mut Criterion) {
     }
 }
 
+/// Re-ordering the weights of ViT-B's fc1, as a session does when it loads a model.
+fn pack(c: &mut Criterion) {
+    for bits in BitWidth::ALL.into_iter().rev() {
+        let mut group = short(c, format!("pack/w{}/3072x768", bits.bits()));
+        let shape = GemmShape {
+            n: 3072,
+            k: 768,
+            weight_bits: bits,
+            act_max: bits.max_code(),
+        };
+        let dense = Bytes::new(11).vec(shape.dense_len(), 255);
+        for kernels in kernels_here() {
+            let mut packed = vec![0; kernels.packed_len(&shape)];
+            group.throughput(Throughput::Bytes(packed.len() as u64));
+            group.bench_function(kernels.isa().name(), |b| {
+                b.iter(|| kernels.pack_weights(&shape, &dense, black_box(&mut packed)));
+            });
+        }
+        group.finish();
+    }
+}
+
 /// One product.
 struct Gemm {
     shape: GemmShape,
+    output: Use,
     a: Vec<u8>,
     dense: Vec<u8>,
     scale: Vec<f32>,
     bias: Vec<f32>,
     correction: Vec<i32>,
+    inv_scale: Vec<f32>,
+    zero_point: Vec<u8>,
+}
+
+/// What the reference gives for some rows.
+struct Expected {
+    rows: Range<usize>,
+    floats: Vec<f32>,
+    codes: Vec<u8>,
 }
 
 /// A product packed for one instruction set.
@@ -68,11 +125,12 @@ struct Packed {
     kernels: &'static Kernels,
     packed: Vec<u8>,
     scratch: Vec<u8>,
-    out: Vec<f32>,
+    floats: Vec<f32>,
+    codes: Vec<u8>,
 }
 
 impl Gemm {
-    fn new(shape: GemmShape) -> Gemm {
+    fn new(shape: GemmShape, output: Use) -> Gemm {
         let mut bytes = Bytes::new(7);
         let GemmShape {
             n,
@@ -86,13 +144,18 @@ impl Gemm {
         for (codes, row) in codes.chunks_exact(k).zip(dense.chunks_exact_mut(row_bytes)) {
             reference::unpack::pack_codes(weight_bits, codes, row);
         }
+        // Results of about unit size, as a model's are: GELU must see its bend.
+        let size = (k as f32).sqrt() * f32::from(act_max) * f32::from(weight_bits.max_code());
         Gemm {
             shape,
+            output,
             a: bytes.vec(TOKENS * k, act_max),
             dense,
-            scale: vec![1.0 / 1024.0; n],
+            scale: vec![6.0 / size; n],
             bias: vec![0.5; n],
             correction: vec![-3; n],
+            inv_scale: vec![f32::from(act_max) / 4.0; n],
+            zero_point: vec![act_max / 4; n],
         }
     }
 
@@ -105,14 +168,51 @@ impl Gemm {
         }
     }
 
+    fn target<'a>(&'a self, floats: &'a mut [f32], codes: &'a mut [u8]) -> Output<'a> {
+        let quant = ActQuant {
+            inv_scale: &self.inv_scale,
+            zero_point: &self.zero_point,
+            max_code: self.shape.act_max,
+        };
+        match self.output {
+            Use::Codes => Output::Codes { out: codes, quant },
+            Use::Accumulate => Output::Accumulate { inout: floats },
+            Use::GeluCodes => Output::GeluCodes { out: codes, quant },
+        }
+    }
+
+    /// The first and the last rows, in a whole tile and at the edge: the reference is slow.
+    fn expected(&self) -> [Expected; 2] {
+        [0..2, TOKENS - 2..TOKENS].map(|rows| {
+            let GemmShape { n, k, .. } = self.shape;
+            let (mut floats, mut codes) = (vec![0.0; 2 * n], vec![0; 2 * n]);
+            reference::gemm::gemm(
+                &self.shape,
+                2,
+                &self.a[rows.start * k..rows.end * k],
+                &self.dense,
+                &self.requant(),
+                None,
+                &mut self.target(&mut floats, &mut codes),
+            );
+            Expected {
+                rows,
+                floats,
+                codes,
+            }
+        })
+    }
+
     fn on(&self, kernels: &'static Kernels) -> Packed {
         let mut packed = vec![0; kernels.packed_len(&self.shape)];
         kernels.pack_weights(&self.shape, &self.dense, &mut packed);
+        let len = TOKENS * self.shape.n;
         Packed {
             kernels,
             packed,
             scratch: vec![0; kernels.gemm_scratch_len(&self.shape, TOKENS)],
-            out: vec![0.0; TOKENS * self.shape.n],
+            floats: vec![0.0; len],
+            codes: vec![0; len],
         }
     }
 }
@@ -123,11 +223,10 @@ impl Packed {
             kernels,
             packed,
             scratch,
-            out,
+            floats,
+            codes,
         } = self;
-        let output = Output::F32 {
-            out: black_box(out),
-        };
+        let output = case.target(black_box(floats), black_box(codes));
         kernels.gemm(
             &case.shape,
             &case.a,
@@ -139,26 +238,23 @@ impl Packed {
         );
     }
 
-    fn check(&mut self, case: &Gemm) {
+    fn check(&mut self, case: &Gemm, expected: &[Expected; 2]) {
         self.run(case);
-        let mut expected = vec![0.0; self.out.len()];
-        let mut output = Output::F32 { out: &mut expected };
-        let (a, dense) = (&case.a, &case.dense);
-        reference::gemm::gemm(
-            &case.shape,
-            TOKENS,
-            a,
-            dense,
-            &case.requant(),
-            None,
-            &mut output,
-        );
-        assert_eq!(
-            self.out,
-            expected,
-            "{} differs from the reference",
-            self.kernels.isa().name()
-        );
+        let name = self.kernels.isa().name();
+        for Expected {
+            rows,
+            floats,
+            codes,
+        } in expected
+        {
+            let at = rows.start * case.shape.n..rows.end * case.shape.n;
+            assert_eq!(
+                self.floats[at.clone()],
+                *floats,
+                "{name} differs from the reference"
+            );
+            assert_eq!(self.codes[at], *codes, "{name} differs from the reference");
+        }
     }
 }
 
@@ -361,7 +457,12 @@ fn attention_pack(c: &mut Criterion) {
 }
 
 fn layer_norm(c: &mut Criterion) {
-    let d = 384;
+    for (_, d) in DIMS {
+        layer_norm_of(c, d);
+    }
+}
+
+fn layer_norm_of(c: &mut Criterion, d: usize) {
     let x: Vec<f32> = Bytes::new(5)
         .vec(TOKENS * d, 255)
         .into_iter()
@@ -385,7 +486,7 @@ fn layer_norm(c: &mut Criterion) {
         &quant(),
         &mut expected,
     );
-    let mut group = c.benchmark_group("layer-norm-codes/197x384");
+    let mut group = short(c, format!("layer-norm-codes/197x{d}"));
     group.throughput(Throughput::Elements((TOKENS * d) as u64));
     for kernels in kernels_here() {
         let mut out = vec![0; TOKENS * d];
@@ -405,5 +506,5 @@ fn layer_norm(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, attention, attention_pack, gemm, layer_norm);
+criterion_group!(benches, attention, attention_pack, gemm, pack, layer_norm);
 criterion_main!(benches);

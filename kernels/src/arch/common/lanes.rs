@@ -62,7 +62,7 @@ pub(crate) trait Lanes: Copy {
     fn store_u8(self, x: Self::I, out: &mut [u8; 16]);
 }
 
-/// `f` of each of `R` values.
+/// `[value of 0, value of 1, .., value of R - 1]`, `R` being a constant in scope.
 ///
 /// A long chain of dependent operations keeps a CPU waiting; `R` chains, one
 /// operation of each after the other, do not.
