@@ -31,4 +31,4 @@ mod session;
 pub use session::{
     AttentionMethod, MemoryPlan, Observer, Options, RunError, Session, SessionError, View, softmax,
 };
-pub use tpvit_kernels::Isa;
+pub use tpvit_kernels::{Isa, Kernels, PeakRun};
