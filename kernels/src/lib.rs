@@ -24,6 +24,7 @@ mod attention;
 mod bits;
 mod gemm;
 mod isa;
+mod peak;
 mod quant;
 pub mod reference;
 mod table;
@@ -35,5 +36,6 @@ pub use attention::{
 pub use bits::BitWidth;
 pub use gemm::{GemmShape, MAX_K, Output, Requant};
 pub use isa::Isa;
+pub use peak::PeakRun;
 pub use quant::ActQuant;
 pub use table::Kernels;

@@ -1,8 +1,8 @@
 //! The one door: a [`Kernels`] value proves that the CPU has its ISA.
 
 use crate::{
-    ActQuant, AttentionMethod, GemmShape, HeadOutput, HeadRequant, HeadShape, Isa, KeysValues,
-    MAX_K, Output, Queries, Requant, SoftmaxCodes, arch,
+    ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant, HeadShape, Isa,
+    KeysValues, MAX_K, Output, PeakRun, Queries, Requant, SoftmaxCodes, arch,
 };
 
 /// The kernels of one ISA.
@@ -31,6 +31,7 @@ pub(crate) struct Functions {
     pub(crate) attention_pack: unsafe fn(&HeadShape, &KeysValues, &mut [u8]),
     pub(crate) attention_scratch_len: fn(&HeadShape) -> usize,
     pub(crate) attention: unsafe fn(AttentionCall),
+    pub(crate) peak: unsafe fn(u8, BitWidth, u64) -> PeakRun,
 }
 
 /// A checked matrix product.
@@ -411,6 +412,17 @@ impl Kernels {
         };
         // SAFETY: `self` exists only where the CPU has its ISA.
         unsafe { (self.functions.attention)(call) }
+    }
+
+    /// Executes `rounds` rounds of the instructions by which this ISA multiplies
+    /// activations up to `act_max` by weights of `weight_bits`, on registers alone:
+    /// timed, the rate that no product of these operands can exceed on one core.
+    ///
+    /// A round is some thousand to some hundred thousand multiply-accumulates;
+    /// [`PeakRun::macs`] counts them.
+    pub fn peak(&self, act_max: u8, weight_bits: BitWidth, rounds: u64) -> PeakRun {
+        // SAFETY: `self` exists only where the CPU has its ISA.
+        unsafe { (self.functions.peak)(act_max, weight_bits, rounds) }
     }
 }
 

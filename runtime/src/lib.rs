@@ -40,4 +40,4 @@ pub use session::LoadError;
 pub use session::{
     AttentionMethod, MemoryPlan, Observer, Options, RunError, Session, SessionError, View, softmax,
 };
-pub use tpvit_kernels::Isa;
+pub use tpvit_kernels::{Isa, Kernels, PeakRun};

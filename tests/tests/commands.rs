@@ -397,6 +397,9 @@ fn bench_reports_every_promised_number() {
         "arena_bytes",
         "peak_rss_bytes",
         "macs",
+        "peak_gmacs",
+        "fraction_of_peak",
+        "profile",
     ];
     assert_keys(&report, &keys);
     let number = |key: &str| report[key].as_f64().expect("a number");
@@ -405,6 +408,17 @@ fn bench_reports_every_promised_number() {
     assert!(number("median_ms") <= number("p90_ms"));
     assert_eq!(report["threads"], 2);
     assert!(number("arena_bytes") > 0.0);
+    assert!(number("peak_gmacs") > 0.0);
+    // The share of both cores' peak, from the other numbers of the report.
+    let share = number("gmacs_per_second") / (2.0 * number("peak_gmacs"));
+    assert!((number("fraction_of_peak") / share - 1.0).abs() < 1e-9);
+    let profile = report["profile"].as_array().expect("a list");
+    for operation in profile {
+        assert_keys(
+            operation,
+            &["kind", "count", "ms", "macs", "fraction_of_peak"],
+        );
+    }
     if cfg!(target_os = "linux") {
         assert!(number("peak_rss_bytes") > number("arena_bytes"));
     }

@@ -1,14 +1,24 @@
 //! `tpvit bench`.
+//!
+//! A latency says how long a picture takes; the share of the machine's peak says
+//! how much of the wait is the machine's fault:
+//!
+//! ```text
+//! share = (multiply-accumulates / seconds) / (threads * peak of one core)
+//! ```
+//!
+//! The peak is measured in the same process, right before and right after the
+//! runs, since no data sheet knows the clock of this minute.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
-use tpvit_models::BufferId;
-use tpvit_runtime::{Observer, Session, View};
+use tpvit_models::{BitWidth, BufferId, ModelInfo, Op};
+use tpvit_runtime::{Kernels, Observer, PeakRun, Session, View};
 
 use super::measure::{Latencies, peak_rss_bytes};
 use super::model_file::{Kind, TpvFile, kind};
@@ -34,7 +44,8 @@ pub(crate) struct BenchArgs {
     against: Option<PathBuf>,
     #[command(flatten)]
     runtime: RuntimeArgs,
-    /// Print JSON: median_ms, min_ms, p90_ms, threads, isa, arena_bytes, peak_rss_bytes, macs
+    /// Print JSON: median_ms, min_ms, p90_ms, threads, isa, arena_bytes, peak_rss_bytes, macs,
+    /// peak_gmacs, fraction_of_peak, profile
     #[arg(long)]
     json: bool,
 }
@@ -49,9 +60,12 @@ pub(crate) fn execute(args: &BenchArgs) -> Result<()> {
 
 fn bench_tpv(args: &BenchArgs) -> Result<()> {
     let start = Instant::now();
-    let mut session = {
+    let (mut session, mut peak) = {
         let file = TpvFile::open(&args.model)?;
-        file.session(&file.info()?, &args.runtime.options(args.threads))?
+        let info = file.info()?;
+        let session = file.session(&info, &args.runtime.options(args.threads))?;
+        let peak = Peak::of(&session, &info)?;
+        (session, peak)
     };
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let pixels = noise(&session);
@@ -60,6 +74,7 @@ fn bench_tpv(args: &BenchArgs) -> Result<()> {
         session.run(&pixels)?;
         peer.as_ref().map(Peer::run).transpose()?;
     }
+    peak.measure();
     let (mut ours, mut theirs) = (Latencies::default(), Latencies::default());
     for _ in 0..args.runs {
         ours.time(|| session.run(&pixels).map(drop))?;
@@ -67,13 +82,17 @@ fn bench_tpv(args: &BenchArgs) -> Result<()> {
             theirs.time(|| peer.run())?;
         }
     }
-    let profile = Profile::of(&mut session, &pixels, args.runs.min(20))?;
+    peak.measure();
+    let rss_bytes = peak_rss_bytes();
+    let profile = Profile::of(args, &pixels)?;
     let report = Report {
         args,
         session: &session,
         load_ms,
         ours,
         theirs,
+        peak,
+        rss_bytes,
         profile,
     };
     match args.json {
@@ -94,7 +113,66 @@ fn noise(session: &Session) -> Vec<u8> {
         .collect()
 }
 
-/// Where the time goes: the median of each operation.
+/// The rate at which one core multiplies and accumulates when it does nothing else.
+struct Peak {
+    kernels: &'static Kernels,
+    /// The largest activation code of the layer below.
+    act_max: u8,
+    /// The weights' width in the layer with the most multiply-accumulates.
+    weight_bits: BitWidth,
+    /// The best rate so far, in 10^9 a second.
+    gmacs: f64,
+    /// What reached it.
+    instructions: &'static str,
+}
+
+impl Peak {
+    /// Of the operands that most multiply-accumulates of the model have.
+    fn of(session: &Session, model: &ModelInfo<'_>) -> Result<Peak> {
+        let program = session.program();
+        let layers = program.ops.iter().enumerate();
+        let linear = layers.filter_map(|(index, op)| match op {
+            Op::Linear { input, weight, .. } => Some((session.op_macs(index), *input, *weight)),
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Attention { .. }
+            | Op::SelectToken { .. } => None,
+        });
+        let (_, input, weight) = linear
+            .max_by_key(|&(macs, _, _)| macs)
+            .context("the model has no linear layer")?;
+        let codes = model.quantization().activations[input.index()]
+            .as_ref()
+            .context("the input of a linear layer is not coded")?;
+        Ok(Peak {
+            kernels: Kernels::for_isa(session.isa()).context("the session's ISA is gone")?,
+            act_max: codes.bits.max_code(),
+            weight_bits: model.weight_bits(weight),
+            gmacs: 0.0,
+            instructions: "",
+        })
+    }
+
+    /// Measures for some 20 ms; the best of all measurements stands.
+    fn measure(&mut self) {
+        let start = Instant::now();
+        let mut rounds = 1;
+        while start.elapsed() < Duration::from_millis(20) {
+            let begin = Instant::now();
+            let run = self.kernels.peak(self.act_max, self.weight_bits, rounds);
+            let seconds = begin.elapsed().as_secs_f64();
+            debug_assert_eq!(run.sum, PeakRun::PRODUCT.wrapping_mul(run.macs as i32));
+            self.instructions = run.instructions;
+            // Until the clock's own steps no longer matter.
+            match seconds < 0.5e-3 {
+                true => rounds *= 2,
+                false => self.gmacs = self.gmacs.max(run.macs as f64 / (seconds * 1e9)),
+            }
+        }
+    }
+}
+
+/// Where the time goes on one thread: the median of each operation.
 struct Profile {
     /// Kind, number of operations, milliseconds, multiply-accumulates.
     kinds: Vec<(&'static str, usize, f64, u64)>,
@@ -114,14 +192,21 @@ impl Observer for Clock {
 }
 
 impl Profile {
-    fn of(session: &mut Session, pixels: &[u8], runs: usize) -> Result<Profile> {
+    /// Of a session of its own on one thread: there an operation ends before the
+    /// next begins, and its rate compares with the peak of one core.
+    fn of(args: &BenchArgs, pixels: &[u8]) -> Result<Profile> {
+        let mut session = {
+            let file = TpvFile::open(&args.model)?;
+            file.session(&file.info()?, &args.runtime.options(1))?
+        };
+        session.run(pixels)?;
         let program = session.program().clone();
         let ops = program.ops.iter().map(|_| Latencies::default()).collect();
         let mut clock = Clock {
             last: Instant::now(),
             ops,
         };
-        for _ in 0..runs {
+        for _ in 0..args.runs.min(20) {
             clock.last = Instant::now();
             session.run_observed(pixels, &mut clock)?;
         }
@@ -149,12 +234,18 @@ struct Report<'a> {
     load_ms: f64,
     ours: Latencies,
     theirs: Latencies,
+    peak: Peak,
+    rss_bytes: usize,
     profile: Profile,
 }
 
 impl Report<'_> {
     fn gmacs_per_second(&self) -> f64 {
         self.session.macs() as f64 / (self.ours.median() * 1e6)
+    }
+
+    fn fraction_of_peak(&self) -> f64 {
+        self.gmacs_per_second() / (self.session.threads() as f64 * self.peak.gmacs)
     }
 
     fn json(&self) -> serde_json::Value {
@@ -171,12 +262,16 @@ impl Report<'_> {
             "arena_bytes": plan.arena_bytes(),
             "weight_bytes": plan.weight_bytes,
             "constant_bytes": plan.constant_bytes,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": self.rss_bytes,
             "macs": self.session.program().macs(),
             "executed_macs": self.session.macs(),
             "gmacs_per_second": self.gmacs_per_second(),
+            "peak_gmacs": self.peak.gmacs,
+            "peak_instructions": self.peak.instructions,
+            "fraction_of_peak": self.fraction_of_peak(),
             "profile": self.profile.kinds.iter().map(|&(kind, count, ms, macs)| json!({
                 "kind": kind, "count": count, "ms": ms, "macs": macs,
+                "fraction_of_peak": macs as f64 / (ms * 1e6) / self.peak.gmacs,
             })).collect::<Vec<_>>(),
         });
         if self.theirs.len() > 0 {
@@ -197,6 +292,7 @@ impl Report<'_> {
             "{}: {} thread(s), {}\n\
              latency     median {:.2} ms, min {:.2}, p90 {:.2} ({} runs)\n\
              rate        {:.1} GMAC/s; {:.0} MMAC done of {:.0} (rows nothing reads are left out)\n\
+             peak        {:.1} GMAC/s a core measured ({}); this run {:.0} %\n\
              load        {:.1} ms\n\
              memory      arena {}, weights {}, constants {}; process peak {}\n",
             self.args.model.display(),
@@ -209,11 +305,14 @@ impl Report<'_> {
             self.gmacs_per_second(),
             self.session.macs() as f64 / 1e6,
             self.session.program().macs() as f64 / 1e6,
+            self.peak.gmacs,
+            self.peak.instructions,
+            100.0 * self.fraction_of_peak(),
             self.load_ms,
             bytes(plan.arena_bytes()),
             bytes(plan.weight_bytes),
             bytes(plan.constant_bytes),
-            bytes(peak_rss_bytes()),
+            bytes(self.rss_bytes),
         );
         if self.theirs.len() > 0 {
             text.push_str(&format!(
@@ -224,13 +323,17 @@ impl Report<'_> {
                 self.theirs.median() / self.ours.median(),
             ));
         }
-        text.push('\n');
+        text.push_str("\nThe operations of a run on one thread:\n");
         let total: f64 = self.profile.kinds.iter().map(|k| k.2).sum();
-        let mut table = Table::new(["operation", "count", "ms", "share", "GMAC/s"]);
+        let mut table = Table::new(["operation", "count", "ms", "share", "GMAC/s", "of peak"]);
         for &(kind, count, ms, macs) in &self.profile.kinds {
-            let rate = match macs {
-                0 => String::from("-"),
-                macs => format!("{:.1}", macs as f64 / (ms * 1e6)),
+            let rate = macs as f64 / (ms * 1e6);
+            let [rate, of_peak] = match macs {
+                0 => ["-", "-"].map(String::from),
+                _ => [
+                    format!("{rate:.1}"),
+                    format!("{:.0} %", 100.0 * rate / self.peak.gmacs),
+                ],
             };
             table.row([
                 kind.into(),
@@ -238,6 +341,7 @@ impl Report<'_> {
                 format!("{ms:.3}"),
                 format!("{:.0} %", 100.0 * ms / total),
                 rate,
+                of_peak,
             ]);
         }
         text + &table.render()

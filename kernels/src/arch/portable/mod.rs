@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+mod peak;
 mod tile;
 
 use crate::{
@@ -30,6 +31,7 @@ pub(crate) const FUNCTIONS: Functions = Functions {
     attention_pack: attention::attention_pack,
     attention_scratch_len: attention::attention_scratch_len,
     attention: attention::attention,
+    peak: peak::peak,
 };
 
 fn row_sums(a: &[u8], k: usize, out: &mut [i32]) {

@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+mod peak;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
@@ -23,6 +24,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
         attention_pack: attention::attention_pack,
         attention_scratch_len: attention::attention_scratch_len,
         attention: attention::attention,
+        peak: peak::peak,
     },
 };
 

@@ -6,6 +6,7 @@ mod attention_tile;
 pub(super) mod codes;
 mod gemm;
 pub(super) mod lanes;
+mod peak;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
@@ -27,6 +28,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
         attention_pack: attention::attention_pack,
         attention_scratch_len: attention::attention_scratch_len,
         attention: attention::attention,
+        peak: peak::peak,
     },
 };
 

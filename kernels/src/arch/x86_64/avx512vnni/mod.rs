@@ -5,6 +5,7 @@ mod attention_tile;
 mod codes;
 mod gemm;
 mod lanes;
+mod peak;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
@@ -26,6 +27,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
         attention_pack: attention::attention_pack,
         attention_scratch_len: attention::attention_scratch_len,
         attention: attention::attention,
+        peak: peak::peak,
     },
 };
 

@@ -3,6 +3,7 @@
 mod attention;
 mod attention_tile;
 mod gemm;
+mod peak;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
@@ -24,6 +25,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
         attention_pack: attention::attention_pack,
         attention_scratch_len: attention::attention_scratch_len,
         attention: attention::attention,
+        peak: peak::peak,
     },
 };
 
