@@ -70,6 +70,7 @@ SYSTEMS = {
 OURS = "tpvit-w8a8"
 # How long the machine is kept from others at a time, where `--guard` is given.
 TURN_SECONDS = 15
+PAUSE_SECONDS = 0.2
 
 
 class Bench:
@@ -204,18 +205,15 @@ class Ours:
         return self.errors
 
 
-def start(bench, key, name, threads, mask):
+def start(bench, key, name, threads, mask, programs, environment):
     """The process of system `key`, ready for rounds."""
     system = SYSTEMS[key]
-    programs, environment = bench.environment(mask)
     model = bench.files / system.file.format(name)
     if system.runtime == "litert" and not model.exists():
         raise RuntimeError("no .tflite: onnx2tf needs Python 3.12 or later")
     if system.runtime == "tpvit":
         return Ours(programs["tpvit"], model, threads, environment)
     picture = bench.files / f"input{models.MODELS[name].side}.f32"
-    # rten sizes its global pool by this; its runs use a pool of their own.
-    environment["RTEN_NUM_THREADS"] = str(threads)
     if system.runtime in ("rten", "tract"):
         command = [programs["peer"], system.runtime, model, picture, str(threads)]
     else:
@@ -243,31 +241,50 @@ def agreement(workers):
     return cosines
 
 
+def start_all(bench, name, threads, mask):
+    """The processes that are ready, and why the others are not."""
+    workers, failed = {}, {}
+    programs, environment = bench.environment(mask)
+    # rten sizes its global pool by this; its runs use a pool of their own.
+    environment["RTEN_NUM_THREADS"] = str(threads)
+    for key in bench.arguments.systems:
+        try:
+            workers[key] = start(bench, key, name, threads, mask, programs, environment)
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            failed[key] = str(error)
+            print(f"  {key}: {error}", flush=True)
+    return workers, failed
+
+
+def add_rounds(arguments, workers, rounds):
+    """Adds rounds to `rounds` until there are enough, or the turn is over."""
+    keys = list(workers)
+    turn = time.monotonic()
+    while len(rounds) < arguments.rounds and time.monotonic() - turn < TURN_SECONDS:
+        first = len(rounds) % len(keys)
+        order = keys[first:] + keys[:first]
+        done = {}
+        for key in order:
+            # The threads of the one before may still be spinning.
+            time.sleep(PAUSE_SECONDS)
+            done[key] = workers[key].round(arguments.warmup, arguments.runs)
+        rounds.append(done)
+        medians = ", ".join(f"{key} {done[key]['median_ms']:.2f}" for key in keys)
+        print(f"  round {len(rounds)}: {medians}", flush=True)
+
+
 def measure(bench, name, threads, mask):
-    """One cell of the tables for every system: a record for the results file."""
+    """One column of the tables: a record for the results file."""
     arguments = bench.arguments
     print(f"{name}, {threads} thread(s), {MASKS[mask]}", flush=True)
-    workers, failed = {}, {}
-    with bench.guard():
-        for key in arguments.systems:
-            try:
-                workers[key] = start(bench, key, name, threads, mask)
-            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-                failed[key] = str(error)
-                print(f"  {key}: {error}", flush=True)
-    cosines = agreement(workers)
     rounds = []
-    keys = list(workers)
+    with bench.guard():
+        workers, failed = start_all(bench, name, threads, mask)
+        add_rounds(arguments, workers, rounds)
     while len(rounds) < arguments.rounds:
         with bench.guard():
-            turn = time.monotonic()
-            while len(rounds) < arguments.rounds and time.monotonic() - turn < TURN_SECONDS:
-                first = len(rounds) % len(keys)
-                order = keys[first:] + keys[:first]
-                done = {key: workers[key].round(arguments.warmup, arguments.runs) for key in order}
-                rounds.append(done)
-                medians = ", ".join(f"{key} {done[key]['median_ms']:.2f}" for key in keys)
-                print(f"  round {len(rounds)}: {medians}", flush=True)
+            add_rounds(arguments, workers, rounds)
+    cosines = agreement(workers)
     versions = {key: worker.version for key, worker in workers.items()}
     masked = {}
     for key, worker in workers.items():
