@@ -15,7 +15,8 @@
 //! ```
 //!
 //! That needs no code and no lookup: the comparisons select the steps of the
-//! table. It takes 2 or 3 vector operations per threshold. At 6 and 8 bits that
+//! table, modulo 256. It takes 2 or 3 vector operations per threshold, in 16-bit
+//! lanes where the limits fit. At 6 and 8 bits that
 //! would be 63 and 255 comparisons. There, `v` is cut into at most 1024 equal cells,
 //! narrow enough that each holds thresholds of one value only; a cell knows the
 //! code below and above it, and one comparison decides. Thresholds too close for
@@ -292,19 +293,63 @@ fn lookup_by_steps<const N: usize>(
     table: &Table,
     out: &mut [u8],
 ) {
-    let limits = limits(thresholds, row.max, row.offset);
     let mut steps = [0; N];
     for (c, step) in steps.iter_mut().enumerate() {
-        *step = i32::from(table[c + 1]) - i32::from(table[c]);
+        *step = table[c + 1].wrapping_sub(table[c]);
     }
+    if narrow_lookup(thresholds, row, table[0], &steps, out) {
+        return;
+    }
+    let limits = limits(thresholds, row.max, row.offset);
     // The compiler turns this into vectors of scores; blocks of sixteen written out are 3 times slower.
     for (out, &score) in out.iter_mut().zip(row.scores) {
         let mut entry = i32::from(table[0]);
         for c in 0..N {
-            entry += if score < limits[c] { steps[c] } else { 0 };
+            entry += if score < limits[c] {
+                i32::from(steps[c])
+            } else {
+                0
+            };
         }
         *out = entry as u8;
     }
+}
+
+/// The same in 16-bit lanes, twice as many to a register, with
+/// `d = min(max - score, 2^16 - 1)`; false, and nothing done, where a limit on d
+/// does not fit.
+#[inline(always)]
+fn narrow_lookup<const N: usize>(
+    thresholds: &[i32; N],
+    row: &Row,
+    first: u8,
+    steps: &[u8; N],
+    out: &mut [u8],
+) -> bool {
+    let mut first = u16::from(first);
+    let mut limits = [u16::MAX; N];
+    for (c, (limit, &threshold)) in limits.iter_mut().zip(thresholds).enumerate() {
+        // A threshold that is never reached keeps the limit that no d exceeds.
+        if threshold == i32::MAX {
+            continue;
+        }
+        match (i64::from(threshold) - i64::from(row.offset)) >> 6 {
+            // Below every d: part of the first entry.
+            ..0 => first = first.wrapping_add(u16::from(steps[c])),
+            fits @ 0..0xffff => *limit = fits as u16,
+            0xffff.. => return false,
+        }
+    }
+    for (out, &score) in out.iter_mut().zip(row.scores) {
+        let d = u32::min(row.max.wrapping_sub(score) as u32, 0xffff) as u16;
+        let mut entry = first;
+        for c in 0..N {
+            let step = u16::from(steps[c]);
+            entry = entry.wrapping_add(if d > limits[c] { step } else { 0 });
+        }
+        *out = entry as u8;
+    }
+    true
 }
 
 /// The scores below which each code is reached.
