@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use tpvit_models::{BitWidth, WeightQuant};
-use tpvit_quantizer::quantizers::gptq::{Moments, output_error};
+use tpvit_quantizer::quantizers::gptq::Moments;
 use tpvit_quantizer::quantizers::weight;
 
 /// Inputs that mostly move together, `[rows, k]`.
@@ -37,6 +37,22 @@ fn random(seed: u64) -> impl FnMut() -> f32 {
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
+}
+
+/// `sum over rows of (w - q)^T H (w - q)`: what [`Moments::round`] makes small.
+fn output_error(second: &[f32], k: usize, target: &[f32], quant: &WeightQuant) -> f64 {
+    let decoded = weight::dequantize(quant);
+    let rows = target.chunks_exact(k).zip(decoded.chunks_exact(k));
+    let mut sum = 0.0;
+    for (target, decoded) in rows {
+        let error = |i: usize| f64::from(target[i] - decoded[i]);
+        for i in 0..k {
+            for j in 0..k {
+                sum += error(i) * f64::from(second[i * k + j]) * error(j);
+            }
+        }
+    }
+    sum
 }
 
 fn bits() -> impl Strategy<Value = BitWidth> {

@@ -12,14 +12,16 @@
 //! count nothing, and each group of layers keeps its new codes only if the network's
 //! output comes closer to the float network's on pictures that were held back.
 
+use std::convert::Infallible;
+
 use rayon::prelude::*;
 use tpvit_models::{BufferId, Op, Program, TensorId, WeightQuant};
 
 use super::fake_quant::{FakeQuant, fake_weights};
-use super::plan::QuantPlan;
+use super::plan::{QuantPlan, correct_bias, fold};
 use super::report::kl_divergence;
 use crate::quantizers::{gptq, weight};
-use crate::reference::{Executor, Hook, MatMut, MatRef, matmul};
+use crate::reference::{Executor, Hook, MatMut, MatRef, matmul, run_many};
 use crate::weights::Weights;
 
 /// One picture in this many is held back to judge by.
@@ -158,12 +160,9 @@ pub fn compensate(
         pairs.map(|(f, q)| kl_divergence(f, q)).sum::<f64>() / images.len() as f64
     };
 
-    let mut groups: Vec<LayerGroup> = layers.iter().map(|l| l.group).collect();
-    groups.sort_unstable();
-    groups.dedup();
     let mut current = judge(weights, plan);
     let mut decisions = Vec::new();
-    for group in groups {
+    for group in groups(&layers) {
         let mut decision = Decision {
             group,
             rounded: current,
@@ -205,10 +204,16 @@ pub fn compensate(
 /// Pictures that [`compensate`] runs for `count` calibration pictures.
 pub fn steps(program: &Program, count: usize) -> usize {
     let (judges, teachers) = split(count);
-    let mut groups: Vec<LayerGroup> = layers(program).iter().map(|l| l.group).collect();
+    let groups = groups(&layers(program)).len();
+    teachers.len() + judges.len() * (2 + DAMPINGS * groups)
+}
+
+/// The groups there are, each once, in order.
+fn groups(layers: &[Layer]) -> Vec<LayerGroup> {
+    let mut groups: Vec<LayerGroup> = layers.iter().map(|l| l.group).collect();
     groups.sort_unstable();
     groups.dedup();
-    teachers.len() + judges.len() * (2 + DAMPINGS * groups.len())
+    groups
 }
 
 /// Pictures that judge and pictures that teach; one alone does both.
@@ -293,39 +298,33 @@ fn second_moments(
             }
         })
         .collect();
-    // A few pictures at a time are run side by side, then added layer by layer:
-    // every sum has one order, whatever the threads.
-    for chunk in teachers.chunks(8) {
-        let inputs: Vec<Vec<Vec<f32>>> = chunk
-            .par_iter()
-            .map_init(
-                || Executor::new(program, &fake),
-                |executor, &i| {
-                    let image = picture(i).expect("a picture that was there before");
-                    let mut keep = Keep {
-                        inner: FakeQuant::new(program, &plan.quantization),
-                        buffers: vec![Vec::new(); program.buffers.len()],
-                        wanted: layers.iter().filter_map(|l| l.input).collect(),
-                    };
-                    executor.run(&image, &mut keep);
-                    let mut inputs = Vec::with_capacity(layers.len());
-                    for layer in layers {
-                        inputs.push(match layer.input {
-                            Some(id) => std::mem::take(&mut keep.buffers[id.index()]),
-                            None => executor.patches().to_vec(),
-                        });
-                    }
-                    inputs
-                },
-            )
-            .collect();
-        sums.par_iter_mut().enumerate().for_each(|(l, sum)| {
-            for inputs in &inputs {
-                sum.add(&inputs[l], &rows[l]);
-            }
-        });
-        advance(chunk.len());
-    }
+    let run = |_, executor: &mut Executor<'_>, image: &[f32]| {
+        let mut keep = Keep {
+            inner: FakeQuant::new(program, &plan.quantization),
+            buffers: vec![Vec::new(); program.buffers.len()],
+            wanted: layers.iter().filter_map(|l| l.input).collect(),
+        };
+        executor.run(image, &mut keep);
+        let mut inputs = Vec::with_capacity(layers.len());
+        for layer in layers {
+            inputs.push(match layer.input {
+                Some(id) => std::mem::take(&mut keep.buffers[id.index()]),
+                None => executor.patches().to_vec(),
+            });
+        }
+        Ok::<_, Infallible>(inputs)
+    };
+    // Picture after picture, every sum has one order, whatever the threads.
+    let add = |_, inputs: Vec<Vec<f32>>| {
+        sums.par_iter_mut()
+            .zip(&inputs)
+            .zip(&rows)
+            .for_each(|((sum, inputs), rows)| sum.add(inputs, rows));
+        advance(1);
+        Ok(())
+    };
+    let load = |i: usize| Ok(picture(teachers[i]).expect("a picture that was there before"));
+    let Ok(()) = run_many(program, &fake, teachers.len(), load, run, add);
     sums
 }
 
@@ -436,9 +435,7 @@ fn round(
         .map_or(&[][..], |quant| &quant.scale);
     if scales.len() > 1 {
         // The codes hold w * diag(s), and meet x / s.
-        for row in target.chunks_exact_mut(k) {
-            row.iter_mut().zip(scales).for_each(|(w, s)| *w *= s);
-        }
+        target = fold(&target, scales);
         for (row, s) in moments.chunks_exact_mut(k).zip(scales) {
             row.iter_mut().zip(scales).for_each(|(x, t)| *x /= s * t);
         }
@@ -449,23 +446,11 @@ fn round(
     let new = factored.round(&target, old);
     if layer.input.is_none() {
         let mean: Vec<f64> = second.sums.iter().map(|s| s / second.weight).collect();
-        move_bias(&mut weights.tensors[layer.bias.index()], old, &new, &mean);
+        let bias = &mut weights.tensors[layer.bias.index()];
+        correct_bias(bias, &weight::dequantize(old), &new, &mean);
     }
     plan.notes[layer.op].push("weights compensate each other's errors".into());
     plan.weights[id] = Some(new);
-}
-
-/// Keeps the mean output when `old` codes become `new`.
-fn move_bias(bias: &mut [f32], old: &WeightQuant, new: &WeightQuant, mean: &[f64]) {
-    let (old, new) = (weight::dequantize(old), weight::dequantize(new));
-    let rows = old
-        .chunks_exact(mean.len())
-        .zip(new.chunks_exact(mean.len()));
-    for (bias, (old, new)) in bias.iter_mut().zip(rows) {
-        let moved = new.iter().zip(old).zip(mean);
-        let moved: f64 = moved.map(|((n, o), m)| f64::from(n - o) * m).sum();
-        *bias = (f64::from(*bias) - moved) as f32;
-    }
 }
 
 fn logits(
@@ -476,16 +461,20 @@ fn logits(
 ) -> Vec<Vec<f32>> {
     let fake = plan.map(|plan| fake_weights(program, weights, plan));
     let weights = fake.as_ref().unwrap_or(weights);
-    images
-        .par_iter()
-        .map_init(
-            || Executor::new(program, weights),
-            |executor, image| match plan {
-                Some(plan) => executor
-                    .run(image, &mut FakeQuant::new(program, &plan.quantization))
-                    .to_vec(),
-                None => executor.run(image, &mut ()).to_vec(),
-            },
-        )
-        .collect()
+    let run = |_, executor: &mut Executor<'_>, image: &[f32]| {
+        Ok::<_, Infallible>(match plan {
+            Some(plan) => executor
+                .run(image, &mut FakeQuant::new(program, &plan.quantization))
+                .to_vec(),
+            None => executor.run(image, &mut ()).to_vec(),
+        })
+    };
+    let mut all = Vec::with_capacity(images.len());
+    let collect = |_, logits| {
+        all.push(logits);
+        Ok(())
+    };
+    let load = |i: usize| Ok(images[i].clone());
+    let Ok(()) = run_many(program, weights, images.len(), load, run, collect);
+    all
 }

@@ -477,7 +477,7 @@ impl Planner<'_> {
 }
 
 /// `weight * diag(scale)`.
-fn fold(weight: &[f32], scale: &[f32]) -> Vec<f32> {
+pub(super) fn fold(weight: &[f32], scale: &[f32]) -> Vec<f32> {
     let scales = scale.iter().cycle();
     weight.iter().zip(scales).map(|(w, s)| w * s).collect()
 }
@@ -518,8 +518,8 @@ fn moments(stats: &BufferStats, map: impl Fn(usize, f64, f64) -> (f64, f64)) -> 
     Moments { mean, variance }
 }
 
-/// Takes the error's mean out of the output.
-fn correct_bias(bias: &mut [f32], target: &[f32], quant: &WeightQuant, mean: &[f64]) {
+/// Takes the mean error out of the output: the codes of `quant` instead of `target`.
+pub(super) fn correct_bias(bias: &mut [f32], target: &[f32], quant: &WeightQuant, mean: &[f64]) {
     let decoded = weight::dequantize(quant);
     let rows = target.chunks_exact(mean.len());
     for ((bias, target), decoded) in bias

@@ -23,7 +23,6 @@ use rayon::prelude::*;
 use tpvit_models::WeightQuant;
 
 use super::uniform::Affine;
-use super::weight;
 
 /// Second moments of a layer's inputs, factored.
 #[derive(Clone, Debug)]
@@ -140,25 +139,4 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     lanes.iter().sum::<f32>() + rest
-}
-
-/// `sum over rows of (w - q)^T H (w - q)`: what [`Moments::round`] makes small.
-///
-/// # Panics
-/// If a length disagrees.
-pub fn output_error(second: &[f32], k: usize, target: &[f32], quant: &WeightQuant) -> f64 {
-    assert_eq!(second.len(), k * k, "second moments are [k, k]");
-    let decoded = weight::dequantize(quant);
-    target
-        .par_chunks(k)
-        .zip(decoded.par_chunks(k))
-        .map(|(target, decoded)| {
-            let error: Vec<f32> = target.iter().zip(decoded).map(|(t, d)| t - d).collect();
-            let rows = second.chunks(k).zip(&error);
-            rows.map(|(h, &e)| f64::from(dot(h, &error)) * f64::from(e))
-                .sum::<f64>()
-        })
-        .collect::<Vec<f64>>()
-        .iter()
-        .sum()
 }
