@@ -4,4 +4,5 @@ pub(crate) mod dotprod;
 pub(crate) mod i8mm;
 mod lanes;
 pub(crate) mod neon;
+mod peak;
 mod rows;

@@ -2,7 +2,7 @@
 
 use core::{
     arch::{
-        aarch64::{int8x16_t, int32x4_t, vaddvq_s32, vdupq_n_s8, vdupq_n_s32},
+        aarch64::{int8x16_t, int32x4_t, vdupq_n_s8, vdupq_n_s32},
         asm,
     },
     hint::black_box,
@@ -10,15 +10,9 @@ use core::{
 
 use crate::{
     BitWidth,
+    arch::aarch64::peak::{STEPS, SUMS, total},
     peak::{ACTIVATION, PeakRun, WEIGHT},
 };
-
-/// Sums, as in the 8 x 8 tile: more than latency times throughput, 3 to 4 cycles
-/// by 2 (or 4) instructions.
-const SUMS: usize = 16;
-
-/// Steps of a round.
-const STEPS: u64 = 128;
 
 /// `sum[i] += w[4i ..] . a[0 .. 4]`, by element as in the GEMM. Not `pure`:
 /// equal sums would be computed once.
@@ -49,10 +43,5 @@ pub(super) fn peak(_: u8, _: BitWidth, rounds: u64) -> PeakRun {
             *sum = sdot(*sum, w, a);
         }
     }
-    let mut lanes = [0; SUMS];
-    for (lane, sum) in lanes.iter_mut().zip(sums) {
-        *lane = vaddvq_s32(sum);
-    }
-    let macs = rounds * STEPS * SUMS as u64 * 16;
-    PeakRun::new("sdot", macs, &lanes)
+    total("sdot", rounds, 16, &sums)
 }

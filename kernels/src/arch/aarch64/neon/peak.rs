@@ -13,8 +13,8 @@
 use core::{
     arch::{
         aarch64::{
-            int8x16_t, int16x8_t, int32x4_t, vaddvq_s32, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32,
-            vmlal_high_s8, vpadalq_s8, vpadalq_s16,
+            int8x16_t, int16x8_t, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vmlal_high_s8, vpadalq_s8,
+            vpadalq_s16,
         },
         asm,
     },
@@ -24,14 +24,9 @@ use core::{
 use super::operands::{DenseForm, Form, Operands};
 use crate::{
     BitWidth,
+    arch::aarch64::peak::{STEPS, SUMS, total},
     peak::{ACTIVATION, PeakRun, WEIGHT},
 };
-
-/// Sums, as in the 4 x 4 tile.
-const SUMS: usize = 16;
-
-/// Steps of a round: 16 bits hold them in every form, and a power of 2.
-const STEPS: u64 = 128;
 
 /// Products of the lower eight lanes, written out: equal products of the
 /// intrinsic would be computed once and not in every step.
@@ -194,19 +189,4 @@ fn widened_each_round(rounds: u64) -> PeakRun {
         }
     }
     total("smlal, smlal2", rounds, 16, &sums)
-}
-
-#[target_feature(enable = "neon")]
-fn total(
-    instructions: &'static str,
-    rounds: u64,
-    products: u64,
-    sums: &[int32x4_t; SUMS],
-) -> PeakRun {
-    let mut lanes = [0; SUMS];
-    for (lane, &sum) in lanes.iter_mut().zip(sums) {
-        *lane = vaddvq_s32(sum);
-    }
-    let macs = rounds * STEPS * SUMS as u64 * products;
-    PeakRun::new(instructions, macs, &lanes)
 }
