@@ -328,16 +328,14 @@ fn narrow_lookup<const N: usize>(
 ) -> bool {
     let mut first = u16::from(first);
     let mut limits = [u16::MAX; N];
-    for (c, (limit, &threshold)) in limits.iter_mut().zip(thresholds).enumerate() {
-        // A threshold that is never reached keeps the limit that no d exceeds.
-        if threshold == i32::MAX {
-            continue;
-        }
-        match (i64::from(threshold) - i64::from(row.offset)) >> 6 {
+    for (c, (narrow, &threshold)) in limits.iter_mut().zip(thresholds).enumerate() {
+        match limit(threshold, row.offset) {
+            // No d exceeds the limit it has.
+            None => {}
             // Below every d: part of the first entry.
-            ..0 => first = first.wrapping_add(u16::from(steps[c])),
-            fits @ 0..0xffff => *limit = fits as u16,
-            0xffff.. => return false,
+            Some(..0) => first = first.wrapping_add(u16::from(steps[c])),
+            Some(fits @ 0..0xffff) => *narrow = fits as u16,
+            Some(0xffff..) => return false,
         }
     }
     for (out, &score) in out.iter_mut().zip(row.scores) {
@@ -352,14 +350,18 @@ fn narrow_lookup<const N: usize>(
     true
 }
 
+/// The difference that a row's scores must exceed to pass `threshold`; `None` if
+/// none does.
+#[inline(always)]
+fn limit(threshold: i32, offset: i32) -> Option<i64> {
+    (threshold < i32::MAX).then(|| (i64::from(threshold) - i64::from(offset)) >> 6)
+}
+
 /// The scores below which each code is reached.
 #[inline(always)]
 fn limits<const N: usize>(thresholds: &[i32; N], max: i32, offset: i32) -> [i32; N] {
     thresholds.map(|threshold| {
-        let steps = match threshold {
-            i32::MAX => i32::MAX,
-            reached => ((i64::from(reached) - i64::from(offset)) >> 6) as i32,
-        };
+        let steps = limit(threshold, offset).map_or(i32::MAX, |steps| steps as i32);
         max.saturating_sub(steps)
     })
 }
