@@ -148,7 +148,8 @@ impl<'a> Executor<'a> {
         }
         let weight = MatRef::dense(self.tensor(weight), n, k);
         let input = MatRef::dense(input, rows, k);
-        matmul(1.0, input, weight, true, 1.0, MatMut::dense(out, rows, n));
+        let out = MatMut::dense(out, rows, n);
+        matmul(1.0, input, weight.transpose(), 1.0, out);
     }
 
     fn patch_embed(&self, op: &Op, out: &mut [f32]) {
@@ -189,17 +190,15 @@ impl<'a> Executor<'a> {
         let qkv = &self.buffers[qkv.index()];
         let (scores, values) = (&mut self.scores[..], &mut self.head_values[..]);
         for head in 0..heads {
-            let part = |p: usize| MatRef {
-                data: &qkv[p * d + head * head_dim..],
-                rows: t,
-                cols: head_dim,
-                row_stride: 3 * d,
+            let part = |p: usize| {
+                let first = p * d + head * head_dim;
+                MatRef::strided(&qkv[first..], t, head_dim, 3 * d)
             };
             let square = MatMut::dense(scores, t, t);
-            matmul(scale, part(0), part(1), true, 0.0, square); // scale * q * k^T
+            matmul(scale, part(0), part(1).transpose(), 0.0, square); // scale * q * k^T
             for (to, from) in values
                 .chunks_exact_mut(head_dim)
-                .zip(part(2).data.chunks(3 * d))
+                .zip(qkv[2 * d + head * head_dim..].chunks(3 * d))
             {
                 to.copy_from_slice(&from[..head_dim]);
             }
@@ -217,13 +216,13 @@ impl<'a> Executor<'a> {
                 MatRef::dense(scores, t, t),
                 MatRef::dense(values, t, head_dim),
             );
-            matmul(1.0, p, v, false, 0.0, to);
+            matmul(1.0, p, v, 0.0, to);
         }
     }
 }
 
 /// Rows of `patches` are the patches of `image`, flattened `(y, x, channel)`.
-fn cut_patches(
+pub(crate) fn cut_patches(
     image: &[f32],
     [height, width]: [usize; 2],
     [patch_h, patch_w]: [usize; 2],

@@ -18,27 +18,52 @@ use std::cell::RefCell;
 /// Inputs per block: a panel of `KC * NR` values fits the L1 cache.
 const KC: usize = 256;
 
-/// A matrix inside a slice: element `(r, c)` is `data[r * row_stride + c]`.
+/// A matrix inside a slice: element `(r, c)` is `data[r * row_stride + c]`, or
+/// if transposed `data[c * row_stride + r]`.
 #[derive(Clone, Copy, Debug)]
 pub struct MatRef<'a> {
     /// The elements, from `(0, 0)` on.
-    pub data: &'a [f32],
-    /// Rows.
-    pub rows: usize,
-    /// Columns.
-    pub cols: usize,
-    /// Distance between rows, at least `cols`.
-    pub row_stride: usize,
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    /// Distance between stored rows.
+    row_stride: usize,
+    transposed: bool,
 }
 
 impl<'a> MatRef<'a> {
     /// A matrix that fills its slice: `[rows, cols]`, row-major.
     pub fn dense(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        MatRef::strided(data, rows, cols, cols)
+    }
+
+    /// `[rows, cols]`, row-major, rows `row_stride` apart, the first at the
+    /// start of `data`.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         MatRef {
             data,
             rows,
             cols,
-            row_stride: cols,
+            row_stride,
+            transposed: false,
+        }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub fn transpose(self) -> Self {
+        MatRef {
+            rows: self.cols,
+            cols: self.rows,
+            transposed: !self.transposed,
+            ..self
+        }
+    }
+
+    /// Rows and columns as they lie in the slice.
+    fn stored(&self) -> [usize; 2] {
+        match self.transposed {
+            true => [self.cols, self.rows],
+            false => [self.rows, self.cols],
         }
     }
 }
@@ -68,34 +93,22 @@ impl<'a> MatMut<'a> {
     }
 }
 
-/// `out = alpha * a * b + beta * out`, or with `b` transposed.
+/// `out = alpha * a * b + beta * out`.
 ///
-/// `a` is `[m, k]`, `out` is `[m, n]`, `b` is `[k, n]`, or `[n, k]` when
-/// `transpose_b`. With `beta = 0`, what `out` held before does not matter.
+/// `a` is `[m, k]`, `b` is `[k, n]`, `out` is `[m, n]`. With `beta = 0`, what
+/// `out` held before does not matter.
 ///
 /// # Panics
 /// If the shapes disagree or a matrix reaches beyond its slice.
-pub fn matmul(
-    alpha: f32,
-    a: MatRef<'_>,
-    b: MatRef<'_>,
-    transpose_b: bool,
-    beta: f32,
-    out: MatMut<'_>,
-) {
-    let [b_rows, b_cols] = if transpose_b {
-        [out.cols, a.cols]
-    } else {
-        [a.cols, out.cols]
-    };
+pub fn matmul(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, out: MatMut<'_>) {
     assert_eq!(
         [out.rows, b.rows, b.cols],
-        [a.rows, b_rows, b_cols],
+        [a.rows, a.cols, out.cols],
         "shapes disagree"
     );
-    check(a.data.len(), a.rows, a.cols, a.row_stride);
-    check(b.data.len(), b.rows, b.cols, b.row_stride);
-    check(out.data.len(), out.rows, out.cols, out.row_stride);
+    check(a.data.len(), a.stored(), a.row_stride);
+    check(b.data.len(), b.stored(), b.row_stride);
+    check(out.data.len(), [out.rows, out.cols], out.row_stride);
     for row in 0..out.rows {
         let row = &mut out.data[row * out.row_stride..][..out.cols];
         match beta {
@@ -109,7 +122,6 @@ pub fn matmul(
             alpha,
             a,
             b,
-            transpose_b,
             out,
             scratch,
         };
@@ -117,7 +129,7 @@ pub fn matmul(
     });
 }
 
-fn check(len: usize, rows: usize, cols: usize, row_stride: usize) {
+fn check(len: usize, [rows, cols]: [usize; 2], row_stride: usize) {
     let reach = (rows.max(1) - 1) * row_stride + cols;
     assert!(
         cols <= row_stride && reach <= len,
@@ -143,7 +155,6 @@ struct Product<'a> {
     alpha: f32,
     a: MatRef<'a>,
     b: MatRef<'a>,
-    transpose_b: bool,
     out: MatMut<'a>,
     scratch: &'a mut [Vec<f32>; 2],
 }
@@ -173,7 +184,7 @@ impl Product<'_> {
             pack_a::<MR>(self.a, k0, kc, a_pack);
             let panel = aligned(b_pack, kc * nr);
             for n0 in (0..self.out.cols).step_by(nr) {
-                pack_b(self.b, self.transpose_b, [k0, kc], [n0, nr], panel);
+                pack_b(self.b, [k0, kc], [n0, nr], panel);
                 let (panel, _) = S::as_simd_f32s(panel);
                 for (tile, a_tile) in a_pack.chunks_exact(kc * MR).enumerate() {
                     let sums = micro::<S, MR>(simd, a_tile, panel);
@@ -189,6 +200,15 @@ impl Product<'_> {
 fn pack_a<const MR: usize>(a: MatRef<'_>, k0: usize, kc: usize, pack: &mut [f32]) {
     for (tile, pack) in pack.chunks_exact_mut(kc * MR).enumerate() {
         let (slots, _) = pack.as_chunks_mut::<MR>();
+        if a.transposed {
+            let rows = MR.min(a.rows - tile * MR);
+            for (k, slot) in slots.iter_mut().enumerate() {
+                slot[rows..].fill(0.0);
+                let row = &a.data[(k0 + k) * a.row_stride + tile * MR..][..rows];
+                slot[..rows].copy_from_slice(row);
+            }
+            continue;
+        }
         for i in 0..MR {
             let row = tile * MR + i;
             if row < a.rows {
@@ -201,20 +221,14 @@ fn pack_a<const MR: usize>(a: MatRef<'_>, k0: usize, kc: usize, pack: &mut [f32]
     }
 }
 
-/// `pack[k][j] = b[k0 + k][n0 + j]` (of `b` transposed), zero beyond the last column.
+/// `pack[k][j] = b[k0 + k][n0 + j]`, zero beyond the last column.
 #[inline(always)]
-fn pack_b(
-    b: MatRef<'_>,
-    transposed: bool,
-    [k0, kc]: [usize; 2],
-    [n0, nr]: [usize; 2],
-    pack: &mut [f32],
-) {
-    let cols = nr.min(if transposed { b.rows } else { b.cols } - n0);
+fn pack_b(b: MatRef<'_>, [k0, kc]: [usize; 2], [n0, nr]: [usize; 2], pack: &mut [f32]) {
+    let cols = nr.min(b.cols - n0);
     if cols < nr {
         pack.fill(0.0);
     }
-    if transposed {
+    if b.transposed {
         for j in 0..cols {
             let row = &b.data[(n0 + j) * b.row_stride + k0..][..kc];
             pack.chunks_exact_mut(nr)
@@ -273,39 +287,45 @@ mod tests {
             .collect()
     }
 
-    fn compare([m, n, k]: [usize; 3], transpose_b: bool, alpha: f32, beta: f32) {
-        let (rows, cols) = if transpose_b { (n, k) } else { (k, n) };
-        let (a, b) = (integers(m * (k + 3), 1), integers(rows * (cols + 1), 2));
+    fn turn(m: MatRef<'_>, t: bool) -> MatRef<'_> {
+        if t { m.transpose() } else { m }
+    }
+
+    /// `transposed` says which of a and b are.
+    fn compare([m, n, k]: [usize; 3], transposed: [bool; 2], alpha: f32, beta: f32) {
+        let stored = |rows, cols, t| if t { [cols, rows] } else { [rows, cols] };
+        let ([ar, ac], [br, bc]) = (stored(m, k, transposed[0]), stored(k, n, transposed[1]));
+        let (a, b) = (integers(ar * (ac + 3), 1), integers(br * (bc + 1), 2));
+        let a = MatRef::strided(&a, ar, ac, ac + 3);
+        let b = MatRef::strided(&b, br, bc, bc + 1);
         let mut out = integers(m * (n + 2), 3);
         let mut expected = out.clone();
+        let at = |m: MatRef<'_>, t: bool, r: usize, c: usize| match t {
+            true => m.data[c * m.row_stride + r],
+            false => m.data[r * m.row_stride + c],
+        };
         for r in 0..m {
             for c in 0..n {
-                let at = |i| {
-                    if transpose_b {
-                        c * (cols + 1) + i
-                    } else {
-                        i * (cols + 1) + c
-                    }
-                };
-                let sum: f32 = (0..k).map(|i| a[r * (k + 3) + i] * b[at(i)]).sum();
-                expected[r * (n + 2) + c] = alpha * sum + beta * expected[r * (n + 2) + c];
+                let products =
+                    (0..k).map(|i| at(a, transposed[0], r, i) * at(b, transposed[1], i, c));
+                let old = expected[r * (n + 2) + c];
+                expected[r * (n + 2) + c] = alpha * products.sum::<f32>() + beta * old;
             }
         }
-        let mat = |data, rows, cols, row_stride| MatRef {
-            data,
-            rows,
-            cols,
-            row_stride,
-        };
         let to = MatMut {
             data: &mut out,
             rows: m,
             cols: n,
             row_stride: n + 2,
         };
-        let (a, b) = (mat(&a, m, k, k + 3), mat(&b, rows, cols, cols + 1));
-        matmul(alpha, a, b, transpose_b, beta, to);
-        assert_eq!(out, expected, "{m} x {n} x {k}, transposed {transpose_b}");
+        matmul(
+            alpha,
+            turn(a, transposed[0]),
+            turn(b, transposed[1]),
+            beta,
+            to,
+        );
+        assert_eq!(out, expected, "{m} x {n} x {k}, transposed {transposed:?}");
     }
 
     #[test]
@@ -313,8 +333,9 @@ mod tests {
         for m in [1, 5, 6, 7, 11, 12, 13, 25] {
             for n in [1, 7, 8, 15, 16, 17, 31, 32, 33, 65] {
                 for k in [1, 2, KC - 1, KC, KC + 1] {
-                    compare([m, n, k], true, 0.5, 2.0);
-                    compare([m, n, k], false, 1.0, 1.0);
+                    compare([m, n, k], [false, true], 0.5, 2.0);
+                    compare([m, n, k], [false, false], 1.0, 1.0);
+                    compare([m, n, k], [true, false], 2.0, 1.0);
                 }
             }
         }
@@ -327,7 +348,7 @@ mod tests {
             MatRef::dense(&[2.0], 1, 1),
             MatRef::dense(&[3.0, 4.0], 2, 1),
         );
-        matmul(1.0, a, b, true, 0.0, MatMut::dense(&mut out, 1, 2));
+        matmul(1.0, a, b.transpose(), 0.0, MatMut::dense(&mut out, 1, 2));
         assert_eq!(out, [6.0, 8.0]);
     }
 
@@ -336,6 +357,6 @@ mod tests {
     fn a_matrix_must_lie_in_its_slice() {
         let (a, mut out) = ([1.0; 5], [0.0; 4]);
         let (a, b) = (MatRef::dense(&a, 2, 3), MatRef::dense(&[1.0; 6], 2, 3));
-        matmul(1.0, a, b, true, 0.0, MatMut::dense(&mut out, 2, 2));
+        matmul(1.0, a, b.transpose(), 0.0, MatMut::dense(&mut out, 2, 2));
     }
 }
