@@ -404,6 +404,17 @@ impl Program {
         rows
     }
 
+    /// The token that a classifier looks at, if it looks at one alone.
+    pub fn class_token(&self) -> Option<usize> {
+        self.ops.iter().find_map(|op| match *op {
+            Op::SelectToken { token, .. } => Some(token),
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::Attention { .. } => None,
+        })
+    }
+
     /// Multiply-accumulate operations of one picture, all matrix products counted.
     pub fn macs(&self) -> u64 {
         self.ops.iter().map(|op| self.op_macs(op)).sum()

@@ -481,7 +481,7 @@ fn a_report_is_sorted_and_finds_the_rounded_layers() {
         &Settings::new(BitWidth::B4, BitWidth::B4),
     );
     let pictures: Vec<Vec<f32>> = (0..4).map(picture).collect();
-    let layers = report(&program, &weights, &plan, &pictures);
+    let layers = report(&program, &weights, &weights, &plan, &pictures);
     assert_eq!(layers.len(), program.ops.len());
     assert!(layers.is_sorted_by(|a, b| a.accumulated >= b.accumulated));
     for layer in layers {

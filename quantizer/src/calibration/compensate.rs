@@ -217,7 +217,7 @@ fn groups(layers: &[Layer]) -> Vec<LayerGroup> {
 }
 
 /// Pictures that judge and pictures that teach; one alone does both.
-fn split(count: usize) -> (Vec<usize>, Vec<usize>) {
+pub(crate) fn split(count: usize) -> (Vec<usize>, Vec<usize>) {
     if count < 2 {
         return ((0..count).collect(), (0..count).collect());
     }
@@ -345,7 +345,7 @@ impl Second {
         }
         let columns = MatRef::dense(&columns, k, used.len());
         let out = MatMut::dense(&mut self.products, k, k);
-        matmul(1.0, columns, columns, true, 1.0, out);
+        matmul(1.0, columns, columns.transpose(), 1.0, out);
     }
 
     /// About the mean: for a layer whose bias takes the mean error out.
@@ -384,12 +384,7 @@ impl Hook for Keep<'_> {
 
 /// How often each row of each layer's input counts.
 fn row_weights(program: &Program, layers: &[Layer], class_weight: f32) -> Vec<Vec<f32>> {
-    let class = program.ops.iter().find_map(|op| match *op {
-        Op::SelectToken { token, .. } => Some(token),
-        Op::PatchEmbed { .. } | Op::LayerNorm { .. } | Op::Linear { .. } | Op::Attention { .. } => {
-            None
-        }
-    });
+    let class = program.class_token();
     let needed = program.needed_rows();
     let weights = |layer: &Layer| {
         let Some(input) = layer.input else {
@@ -453,7 +448,8 @@ fn round(
     plan.weights[id] = Some(new);
 }
 
-fn logits(
+/// Logits of each image: of the float network, or as `plan` quantizes it.
+pub(crate) fn logits(
     program: &Program,
     weights: &Weights,
     plan: Option<&QuantPlan>,

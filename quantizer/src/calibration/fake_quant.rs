@@ -131,16 +131,23 @@ pub fn fake_weights(program: &Program, weights: &Weights, plan: &QuantPlan) -> W
         }
     }
     for op in &program.ops {
-        let Op::Linear { input, weight, .. } = *op else {
-            continue;
-        };
-        let input = plan.quantization.activations[input.index()].as_ref();
-        if let Some(input) = input.filter(|q| q.scale.len() > 1) {
-            let scales = input.scale.iter().cycle();
-            for (w, s) in fake.tensors[weight.index()].iter_mut().zip(scales) {
-                *w /= s;
-            }
+        if let Some(weight) = op.weight() {
+            unfold(&mut fake.tensors[weight.index()], op, plan);
         }
     }
     fake
+}
+
+/// Divides the scales of its input out of the weight of `op`, where its codes
+/// contain them: the inverse of [`folded_weight`](super::folded_weight).
+pub(crate) fn unfold(weight: &mut [f32], op: &Op, plan: &QuantPlan) {
+    let Op::Linear { input, .. } = *op else {
+        return;
+    };
+    let input = plan.quantization.activations[input.index()].as_ref();
+    if let Some(input) = input.filter(|q| q.scale.len() > 1) {
+        for (w, s) in weight.iter_mut().zip(input.scale.iter().cycle()) {
+            *w /= s;
+        }
+    }
 }

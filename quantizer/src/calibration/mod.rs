@@ -26,9 +26,13 @@ mod reparameterise;
 mod report;
 
 pub use compensate::{Compensation, Decision, LayerGroup, compensate, steps};
+pub(crate) use compensate::{logits, split};
+pub(crate) use fake_quant::unfold;
 pub use fake_quant::{FakeQuant, fake_weights};
 pub use observe::{Observations, ObserveSettings, observe};
+pub(crate) use observers::mix;
 pub use observers::{BufferStats, Columns, Histogram};
+pub(crate) use plan::folded_weight;
 pub use plan::{BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan};
 pub use reparameterise::reparameterise;
 pub use report::{LayerError, kl_divergence, report};

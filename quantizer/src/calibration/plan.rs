@@ -9,7 +9,7 @@
 
 use tpvit_models::{
     ActivationQuant, BitWidth, BufferId, Op, Program, Quantization, SoftmaxMethod, SoftmaxQuant,
-    TensorId, WeightQuant,
+    WeightQuant,
 };
 
 use rayon::prelude::*;
@@ -432,7 +432,7 @@ impl Planner<'_> {
             BiasCorrection::PatchEmbedding => input.is_none(),
             BiasCorrection::Always => true,
         };
-        let target = self.folded(id, input, weights);
+        let target = folded_weight(&weights.tensors[id.index()], op, &self.plan);
         let importance = self.settings.weight_importance.then(|| {
             let pairs = moments.mean.iter().zip(&moments.variance);
             // A corrected mean costs nothing, so only the rest counts.
@@ -464,15 +464,22 @@ impl Planner<'_> {
             (None, None) => unreachable!("only a patch embedding has no input"),
         }
     }
+}
 
-    /// The weight, times the scales of its input where it takes them.
-    fn folded(&self, id: TensorId, input: Option<BufferId>, weights: &Weights) -> Vec<f32> {
-        let weight = &weights.tensors[id.index()];
-        let quant = input.and_then(|i| self.plan.quantization.activations[i.index()].as_ref());
-        match quant.filter(|q| q.scale.len() > 1) {
-            Some(quant) => fold(weight, &quant.scale),
-            None => weight.clone(),
-        }
+/// What the codes of the weight of `op` stand for: `weight`, times the scales
+/// of its input where it takes them.
+pub(crate) fn folded_weight(weight: &[f32], op: &Op, plan: &QuantPlan) -> Vec<f32> {
+    let input = match *op {
+        Op::Linear { input, .. } => Some(input),
+        Op::PatchEmbed { .. }
+        | Op::LayerNorm { .. }
+        | Op::Attention { .. }
+        | Op::SelectToken { .. } => None,
+    };
+    let quant = input.and_then(|i| plan.quantization.activations[i.index()].as_ref());
+    match quant.filter(|q| q.scale.len() > 1) {
+        Some(quant) => fold(weight, &quant.scale),
+        None => weight.to_vec(),
     }
 }
 

@@ -32,13 +32,15 @@ impl LayerError {
 /// Compares the float network with the quantized one on `pictures`, worst
 /// accumulated error first.
 ///
-/// `weights` are those that `plan` left behind. One picture tells little about
+/// `float` are the weights that planning left behind, `weights` those that
+/// belong to `plan` now: the same, or trained further. One picture tells little about
 /// the classifier, whose buffers have one row: give some.
 ///
 /// # Panics
 /// If there is no picture, or one of the wrong size.
 pub fn report(
     program: &Program,
+    float: &Weights,
     weights: &Weights,
     plan: &QuantPlan,
     pictures: &[Vec<f32>],
@@ -46,11 +48,11 @@ pub fn report(
     assert!(!pictures.is_empty(), "a report needs a picture");
     let fake = fake_weights(program, weights, plan);
     let sums = pictures.par_iter().map(|image| {
-        let mut float = Keep::default();
-        Executor::new(program, weights).run(image, &mut float);
+        let mut outputs = Keep::default();
+        Executor::new(program, float).run(image, &mut outputs);
         let mut compare = Compare {
             inner: FakeQuant::new(program, &plan.quantization),
-            float: float.0,
+            float: outputs.0,
             sums: Vec::new(),
         };
         Executor::new(program, &fake).run(image, &mut compare);

@@ -17,6 +17,7 @@ mod matmul;
 mod tests;
 
 pub use batch::run_many;
+pub(crate) use executor::cut_patches;
 pub use executor::{Executor, Hook};
 pub use gelu::{erf, gelu};
 pub use matmul::{MatMut, MatRef, matmul};
