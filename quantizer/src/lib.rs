@@ -21,5 +21,6 @@ pub mod pictures;
 pub mod pipeline;
 pub mod preprocessing;
 pub mod quantizers;
+pub mod reconstruct;
 pub mod reference;
 pub mod weights;

@@ -11,6 +11,7 @@ use crate::calibration::{
     Compensation, Decision, LayerError, ObserveSettings, QuantPlan, Settings, compensate, observe,
     plan, report, steps,
 };
+use crate::reconstruct::{self, Events, Lesson, Progress, Stop, UnitLog, reconstruct};
 use crate::weights::Weights;
 
 /// Pictures compared layer by layer at the end; more says little more.
@@ -25,6 +26,8 @@ pub struct Job {
     pub observe: ObserveSettings,
     /// How the weights' errors are made to cancel; `None` to round each by itself.
     pub compensation: Option<Compensation>,
+    /// How the network is trained after that; `None` for not at all.
+    pub reconstruction: Option<reconstruct::Settings>,
     /// Stored in the file; its mean and deviation must be folded into the weights already.
     pub preprocess: Preprocess,
     /// Class names, or none.
@@ -46,6 +49,8 @@ pub struct Quantized {
     pub plan: QuantPlan,
     /// What compensation brought, group by group; empty without.
     pub decisions: Vec<Decision>,
+    /// What reconstruction brought, unit by unit; empty without.
+    pub units: Vec<UnitLog>,
     /// Error of each operation's output, worst first.
     pub layers: Vec<LayerError>,
     /// Pictures seen.
@@ -53,7 +58,7 @@ pub struct Quantized {
 }
 
 /// What [`quantize`] is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Stage {
     /// Running pictures through the float network; so many are done.
     Observing(usize),
@@ -61,19 +66,59 @@ pub enum Stage {
     Planning,
     /// Choosing weights whose errors cancel: pictures run, of so many.
     Compensating(usize, usize),
+    /// Training.
+    Reconstructing(Progress),
     /// Comparing the quantized network with the float one.
     Comparing,
+}
+
+/// Hears of the work, and keeps what it can be resumed from.
+pub trait Observer {
+    /// Called often.
+    fn stage(&mut self, stage: Stage);
+
+    /// Reconstruction came so far: see [`Events::checkpoint`].
+    ///
+    /// # Errors
+    /// End the work.
+    fn checkpoint(&mut self, bytes: &[u8]) -> std::io::Result<()>;
+}
+
+/// Why there is no quantized model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizeError {
+    /// The result does not fit the file format.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// Reconstruction ended early.
+    #[error(transparent)]
+    Reconstruction(#[from] Stop),
+}
+
+/// Passes on what reconstruction tells.
+struct Forward<'a>(&'a mut dyn Observer);
+
+impl Events for Forward<'_> {
+    fn progress(&mut self, progress: &Progress) {
+        self.0.stage(Stage::Reconstructing(progress.clone()));
+    }
+
+    fn checkpoint(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.checkpoint(bytes)
+    }
 }
 
 /// Quantizes `program`.
 ///
 /// `weights` take raw pixels, 0 to 255 (see `fold_preprocessing`). `picture(i)`
 /// is calibration picture `i`, `[height, width, 3]`, or `None` from the end on;
-/// it is called in parallel, and more than once for the first few. The result
-/// depends on the arguments alone, not on threads or time.
+/// it is called in parallel and more than once. `resume` is what
+/// [`Observer::checkpoint`] got last in an earlier run. The result depends on
+/// the arguments alone, not on threads, time, or having been resumed.
 ///
 /// # Errors
-/// If the result does not fit the file format.
+/// [`QuantizeError`].
 ///
 /// # Panics
 /// If there is no picture, or one of the wrong size.
@@ -82,18 +127,20 @@ pub fn quantize(
     mut weights: Weights,
     picture: &(dyn Fn(usize) -> Option<Vec<f32>> + Sync),
     job: &Job,
-    progress: &mut dyn FnMut(Stage),
-) -> Result<Quantized, WriteError> {
-    let mut observed = |done| progress(Stage::Observing(done));
+    resume: Option<&[u8]>,
+    observer: &mut dyn Observer,
+) -> Result<Quantized, QuantizeError> {
+    let float = weights.clone();
+    let mut observed = |done| observer.stage(Stage::Observing(done));
     let observations = observe(program, &weights, picture, &job.observe, &mut observed);
 
-    progress(Stage::Planning);
+    observer.stage(Stage::Planning);
     let mut plan = plan(program, &mut weights, &observations, &job.settings);
     let mut decisions = Vec::new();
     if let Some(settings) = &job.compensation {
         let count = observations.pictures;
         let total = steps(program, count);
-        let mut ran = |done| progress(Stage::Compensating(done, total));
+        let mut ran = |done| observer.stage(Stage::Compensating(done, total));
         decisions = compensate(
             program,
             &mut weights,
@@ -105,9 +152,31 @@ pub fn quantize(
         );
     }
 
-    progress(Stage::Comparing);
+    // The same function as `float`, in the layout that the plan is for.
+    let planned = weights.clone();
+    let mut units = Vec::new();
+    if let Some(settings) = &job.reconstruction {
+        let again = |i: usize| picture(i).expect("a picture that was there before");
+        let lesson = Lesson {
+            program,
+            float: &float,
+            picture: &again,
+            count: observations.pictures,
+        };
+        let mut events = Forward(observer);
+        units = reconstruct(
+            &lesson,
+            settings,
+            &mut weights,
+            &mut plan,
+            resume,
+            &mut events,
+        )?;
+    }
+
+    observer.stage(Stage::Comparing);
     let sample: Vec<Vec<f32>> = (0..REPORT_PICTURES).map_while(picture).collect();
-    let layers = report(program, &weights, &plan, &sample);
+    let layers = report(program, &planned, &weights, &plan, &sample);
 
     let data = pack(program, &weights, &plan, job, observations.pictures);
     let bytes = write(&data)?;
@@ -117,6 +186,7 @@ pub fn quantize(
         weights,
         plan,
         decisions,
+        units,
         layers,
         pictures: observations.pictures,
     })

@@ -17,8 +17,9 @@ use tpvit_runtime::{MemoryPlan, Session};
 use super::RuntimeArgs;
 use super::measure::{Latencies, peak_rss_bytes};
 use super::model_file::preprocess_of;
-use super::output::{Table, bytes, print};
-use super::quantize::{quantize_with_bar, source};
+use super::output::{Table, bytes, print, progress};
+use super::quantize::{quantize_watched, source};
+use super::reconstruct::Watch;
 use super::run::{Answer, best};
 
 /// Runs of one picture behind each latency.
@@ -188,12 +189,14 @@ impl Demo {
             settings: Settings::new(bits, bits),
             observe: ObserveSettings::default(),
             compensation: None,
+            reconstruction: None,
             preprocess: self.preprocess,
             labels: self.labels.clone(),
             source: self.source.clone(),
         };
         let picture = |i: usize| self.crops.get(i).map(as_f32);
-        let made = quantize_with_bar(&self.imported, &picture, &job, self.crops.len())?;
+        let watch = Watch::new(progress(self.crops.len(), "calibrating"), None);
+        let made = quantize_watched(&self.imported, &picture, &job, None, watch)?;
         let model = Model::parse(&made.bytes)?;
         let options = runtime.options(1);
         let plan = MemoryPlan::new(&model, &options)?;

@@ -11,14 +11,16 @@ use tpvit_quantizer::calibration::{Compensation, ObserveSettings, Settings};
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
 use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures;
-use tpvit_quantizer::pipeline::{self, Job, Quantized, Stage};
+use tpvit_quantizer::pipeline::{self, Job, Quantized};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, describe};
 use tpvit_quantizer::quantizers::RangeFit;
+use tpvit_quantizer::reconstruct;
 
 use super::model_file::preprocess_of;
 use super::output::{
     Table, bytes, check_writable, duration, print, print_json, progress, tell, write_whole,
 };
+use super::reconstruct::{EffortArgs, Watch, announce, checkpoint_path};
 
 /// Arguments of `tpvit quantize`.
 #[derive(Args)]
@@ -34,6 +36,8 @@ pub(crate) struct QuantizeArgs {
     output: PathBuf,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    effort: EffortArgs,
     /// At most this many calibration pictures, evenly spread over the folder
     #[arg(long, default_value_t = 256, value_name = "N")]
     pictures: usize,
@@ -186,6 +190,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let start = Instant::now();
     let settings = args.method.settings()?;
     check_writable(&args.output)?;
+    let resume = args.effort.resumed(&args.output)?;
     let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
     if same(&args.model, &args.output) == Some(true) {
         bail!(
@@ -208,6 +213,9 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         settings,
         observe: args.method.observe(),
         compensation: args.method.compensation(),
+        reconstruction: args.effort.effort().map(|(effort, recipe)| {
+            reconstruct::Settings::new(recipe, effort, args.method.weight_bits, args.method.seed)
+        }),
         preprocess,
         labels,
         source: source(&args.model)?,
@@ -216,7 +224,15 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         let pixels = pictures::load(paths.get(i)?, &preprocess, image).ok()?;
         Some(pixels.data.iter().map(|&p| f32::from(p)).collect())
     };
-    let made = quantize_with_bar(&imported, &picture, &job, paths.len())?;
+    let mut checkpoint = None;
+    if let Some(settings) = &job.reconstruction {
+        let path = checkpoint_path(&args.output);
+        check_writable(&path)?;
+        announce(settings.macs(&imported.program), &path);
+        checkpoint = Some(path);
+    }
+    let watch = Watch::new(progress(paths.len(), "calibrating"), checkpoint);
+    let made = quantize_watched(&imported, &picture, &job, resume.as_deref(), watch)?;
     write_whole(&args.output, &made.bytes)?;
     let summary = Summary {
         args,
@@ -281,27 +297,18 @@ pub(crate) fn source(model: &Path) -> Result<serde_json::Value> {
     }))
 }
 
-/// [`pipeline::quantize`] with a progress bar.
-pub(crate) fn quantize_with_bar(
+/// [`pipeline::quantize`] under `watch`.
+pub(crate) fn quantize_watched(
     imported: &Imported,
     picture: &(dyn Fn(usize) -> Option<Vec<f32>> + Sync),
     job: &Job,
-    count: usize,
+    resume: Option<&[u8]>,
+    mut watch: Watch,
 ) -> Result<Quantized> {
-    let bar = progress(count, "calibrating");
-    let mut step = |stage| match stage {
-        Stage::Observing(done) => bar.set_position(done as u64),
-        Stage::Planning => bar.set_message("quantizing"),
-        Stage::Compensating(done, total) => {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-            bar.set_message("compensating");
-        }
-        Stage::Comparing => bar.set_message("comparing"),
-    };
     let weights = imported.weights.clone();
-    let made = pipeline::quantize(&imported.program, weights, picture, job, &mut step);
-    bar.finish_and_clear();
+    let program = &imported.program;
+    let made = pipeline::quantize(program, weights, picture, job, resume, &mut watch);
+    watch.finish(made.is_ok());
     Ok(made?)
 }
 
@@ -344,6 +351,10 @@ impl Summary<'_> {
                 "layers": d.group.name(), "kl_rounded": d.rounded,
                 "kl_compensated": d.compensated, "damping": d.damping, "kept": d.kept(),
             })).collect::<Vec<_>>(),
+            "units": self.made.units.iter().map(|u| json!({
+                "name": u.name, "before": u.before, "after": u.after, "note": u.note,
+                "curve": u.curve,
+            })).collect::<Vec<_>>(),
             "layers": self.made.layers.iter().map(|l| json!({
                 "name": l.name, "error": l.accumulated, "rounding": l.rounding,
             })).collect::<Vec<_>>(),
@@ -374,6 +385,26 @@ impl Summary<'_> {
         format!("{}\n", table.render())
     }
 
+    /// What training brought, or nothing.
+    fn training(&self) -> String {
+        if self.made.units.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new(["trained", "error before", "error after", "note"]);
+        for u in &self.made.units {
+            table.row([
+                u.name.clone(),
+                format!("{:.4}", u.before),
+                format!("{:.4}", u.after),
+                u.note.clone(),
+            ]);
+        }
+        format!(
+            "errors on held-back pictures, relative and squared; of all units, KL of the logits:\n\n{}\n",
+            table.render()
+        )
+    }
+
     fn text(&self) -> Result<String> {
         let program = &self.imported.program;
         let mut table = Table::new(["output of", "error", "own rounding", "weight bits"]);
@@ -392,7 +423,7 @@ impl Summary<'_> {
             ]);
         }
         let s = &self.job.settings;
-        let compensation = self.compensation();
+        let compensation = self.compensation() + &self.training();
         let skipped = match self.skipped {
             0 => String::new(),
             n => format!(" ({n} broken ones skipped)"),

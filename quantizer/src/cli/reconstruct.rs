@@ -1,0 +1,168 @@
+//! `--effort`, `--resume`, and what is shown while training.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+use tpvit_quantizer::pipeline::{Observer, Stage};
+use tpvit_quantizer::reconstruct::{Effort, Recipe};
+
+use super::output::{duration, tell, write_whole};
+
+/// How hard to try.
+#[derive(Args, Clone, Copy)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct EffortArgs {
+    /// How much work goes into weights and scales. Times are for a ViT-Ti/16 with 256 pictures on
+    /// two cores; the command says its own before it starts
+    #[arg(long, value_enum, default_value = "fast")]
+    effort: EffortArg,
+    /// Which training
+    #[arg(long, value_enum, default_value = "best")]
+    recipe: RecipeArg,
+    /// Go on where an interrupted run with the same arguments stopped
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EffortArg {
+    /// No training: closed-form compensation, a minute
+    Fast,
+    /// Training for a few minutes
+    Balanced,
+    /// Training for up to an hour: most at 4 bits and below
+    Best,
+}
+
+/// Names of the recipes.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RecipeArg {
+    /// What measured best: block by block, then all blocks at once
+    Best,
+    /// TP-ViT: block by block, widths declining by transition weights
+    TpVit,
+    /// I&S-ViT: smooth optimisation in three stages, block by block
+    Sos,
+}
+
+impl EffortArgs {
+    /// The effort, or `None` for no training.
+    pub(crate) fn effort(&self) -> Option<(Effort, Recipe)> {
+        let effort = match self.effort {
+            EffortArg::Fast => return None,
+            EffortArg::Balanced => Effort::Balanced,
+            EffortArg::Best => Effort::Best,
+        };
+        let recipe = match self.recipe {
+            RecipeArg::Best => Recipe::Best,
+            RecipeArg::TpVit => Recipe::TpVit,
+            RecipeArg::Sos => Recipe::Sos,
+        };
+        Some((effort, recipe))
+    }
+
+    /// The checkpoint beside `output` that the run is to resume from.
+    pub(crate) fn resumed(&self, output: &Path) -> Result<Option<Vec<u8>>> {
+        if !self.resume {
+            return Ok(None);
+        }
+        if self.effort == EffortArg::Fast {
+            bail!("--resume needs --effort balanced or best: there is no training to resume");
+        }
+        let path = checkpoint_path(output);
+        let bytes = std::fs::read(&path)
+            .with_context(|| format!("cannot resume: cannot read {}", path.display()))?;
+        Ok(Some(bytes))
+    }
+}
+
+/// Where the checkpoints of a run that makes `output` lie.
+pub(crate) fn checkpoint_path(output: &Path) -> PathBuf {
+    let mut path = output.as_os_str().to_owned();
+    path.push(".checkpoint");
+    PathBuf::from(path)
+}
+
+/// A progress bar over all stages, and the checkpoint file.
+pub(crate) struct Watch {
+    bar: ProgressBar,
+    checkpoint: Option<PathBuf>,
+    training: Option<(Instant, f64)>,
+}
+
+impl Watch {
+    /// `checkpoint` is `None` where none shall be written.
+    pub(crate) fn new(bar: ProgressBar, checkpoint: Option<PathBuf>) -> Self {
+        Watch {
+            bar,
+            checkpoint,
+            training: None,
+        }
+    }
+
+    /// The work is done: the bar vanishes, and the checkpoint.
+    pub(crate) fn finish(self, successful: bool) {
+        self.bar.finish_and_clear();
+        if let Some(path) = self.checkpoint.filter(|_| successful) {
+            // Nothing is lost if it stays.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Seconds left, from the part done since training began or was resumed.
+    fn left(&mut self, done: f64) -> Option<Duration> {
+        let (start, first) = *self.training.get_or_insert((Instant::now(), done));
+        let part = done - first;
+        let took = start.elapsed().as_secs_f64();
+        (part > 0.0 && took > 5.0).then(|| Duration::from_secs_f64((1.0 - done) * took / part))
+    }
+}
+
+impl Observer for Watch {
+    fn stage(&mut self, stage: Stage) {
+        match stage {
+            Stage::Observing(done) => self.bar.set_position(done as u64),
+            Stage::Planning => self.bar.set_message("quantizing"),
+            Stage::Compensating(done, total) => {
+                self.bar.set_length(total as u64);
+                self.bar.set_position(done as u64);
+                self.bar.set_message("compensating");
+            }
+            Stage::Reconstructing(progress) => {
+                self.bar.set_length(1000);
+                self.bar.set_position((1000.0 * progress.done) as u64);
+                let left = match self.left(progress.done) {
+                    Some(left) => format!(", {} left", duration(left)),
+                    None => String::new(),
+                };
+                self.bar
+                    .set_message(format!("training: {}{left}", progress.doing));
+            }
+            Stage::Comparing => self.bar.set_message("comparing"),
+        }
+    }
+
+    fn checkpoint(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let Some(path) = &self.checkpoint else {
+            return Ok(());
+        };
+        write_whole(path, bytes).map_err(std::io::Error::other)
+    }
+}
+
+/// Says how long training will take, by a rough model of this machine.
+pub(crate) fn announce(macs: f64, checkpoint: &Path) {
+    /// Multiply-accumulates a second and thread, measured on two x86-64 CPUs
+    /// with AVX-512; with AVX2 about half.
+    const RATE: f64 = 3e10;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let seconds = macs / (RATE * threads.min(8) as f64);
+    tell(format_args!(
+        "training takes roughly {} here; if interrupted, --resume goes on from {}",
+        duration(Duration::from_secs_f64(seconds)),
+        checkpoint.display()
+    ));
+}

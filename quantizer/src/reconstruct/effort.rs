@@ -1,0 +1,177 @@
+//! Settings that were measured, by how much time there is.
+
+use std::ops::Range;
+
+use tpvit_models::{BitWidth, Program};
+
+use super::units::{Unit, units};
+use super::{Input, Joint, Pass, Phase, Rates, Settings};
+
+/// How much time there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Minutes.
+    Balanced,
+    /// Up to an hour.
+    Best,
+}
+
+/// What is trained, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipe {
+    /// What measured best (docs/accuracy.md).
+    Best,
+    /// TP-ViT as its abstract has it: block-wise, the weights' widths declining
+    /// by transition weights. doi:10.1631/ENG.ITEE.2025.0081
+    TpVit,
+    /// I&S-ViT's smooth optimisation strategy, with as many steps. Zhong et al.
+    /// 2023, arXiv:2311.10126
+    Sos,
+}
+
+impl Effort {
+    /// Steps of a unit in a pass, and of joint training.
+    fn steps(self) -> (u32, u32) {
+        match self {
+            Effort::Balanced => (80, 200),
+            Effort::Best => (150, 1200),
+        }
+    }
+}
+
+/// Everything learns; block-wise, weights move most.
+const BLOCK_RATES: Rates = Rates {
+    weights: 1e-3,
+    weight_scales: 2e-4,
+    floats: 2e-4,
+    activation_scales: 2e-4,
+};
+
+/// I&S-ViT and TP-ViT learn weights and biases; scales stay.
+const WEIGHT_RATES: Rates = Rates {
+    weights: 1e-3,
+    weight_scales: 0.0,
+    floats: 2e-4,
+    activation_scales: 0.0,
+};
+
+const BATCH: usize = 32;
+
+impl Settings {
+    /// The settings of `recipe` for weights that end at `bits`.
+    pub fn new(recipe: Recipe, effort: Effort, bits: BitWidth, seed: u64) -> Self {
+        let (steps, joint_steps) = effort.steps();
+        let published = |input, phases| Pass {
+            input,
+            phases,
+            transition: true,
+            batch: BATCH,
+            rates: WEIGHT_RATES,
+            drop: 0.0,
+            global: 0.0,
+            class_weight: 1.0,
+        };
+        let float = Phase { bits: None, steps };
+        let direct = Phase {
+            bits: Some(bits),
+            steps,
+        };
+        match recipe {
+            Recipe::Sos => Settings {
+                passes: vec![
+                    published(Input::Float, vec![float]),
+                    Pass {
+                        transition: false,
+                        ..published(Input::Quantized, vec![direct])
+                    },
+                ],
+                joint: None,
+                seed,
+            },
+            Recipe::TpVit => Settings {
+                passes: vec![
+                    published(Input::Float, vec![float]),
+                    published(Input::Quantized, decline(bits, steps)),
+                ],
+                joint: None,
+                seed,
+            },
+            Recipe::Best => Settings {
+                passes: vec![Pass {
+                    transition: false,
+                    rates: BLOCK_RATES,
+                    ..published(Input::Quantized, vec![direct])
+                }],
+                joint: Some(Joint {
+                    steps: joint_steps,
+                    batch: BATCH,
+                    rates: BLOCK_RATES,
+                    local: 1.0,
+                    divergence: 1.0,
+                    least_area: 0.5,
+                    class_weight: 1.0,
+                }),
+                seed,
+            },
+        }
+    }
+
+    /// Multiply-accumulates of the whole training, to tell how long it takes.
+    pub fn macs(&self, program: &Program) -> f64 {
+        let costs = self.costs(program);
+        costs
+            .iter()
+            .flatten()
+            .map(|(one, steps)| one * f64::from(*steps))
+            .sum()
+    }
+
+    /// By pass, and joint training last: by unit, the cost of one step, and
+    /// how many there are.
+    pub(super) fn costs(&self, program: &Program) -> Vec<Vec<(f64, u32)>> {
+        let macs = |ops: Range<usize>| -> f64 {
+            program.ops[ops]
+                .iter()
+                .map(|op| program.op_macs(op) as f64)
+                .sum()
+        };
+        let end = program.ops.len();
+        let units = units(program);
+        let of_pass = |pass: &Pass| {
+            let cost = |unit: &Unit| {
+                let rest = if pass.global > 0.0 { 2.0 } else { 0.0 };
+                let one = 3.0 * macs(unit.ops.clone()) + rest * macs(unit.ops.end..end);
+                (one * pass.batch as f64, pass.steps())
+            };
+            units.iter().map(cost).collect()
+        };
+        let mut costs: Vec<Vec<(f64, u32)>> = self.passes.iter().map(of_pass).collect();
+        // The teacher forward, the student forward and backward.
+        let joint = |j: &Joint| (4.0 * macs(0..end) * j.batch as f64, j.steps);
+        costs.push(self.joint.iter().map(joint).collect());
+        costs
+    }
+}
+
+/// From 8 bits down to `bits` in as many steps as without a decline, half of
+/// them at the end (algorithm: 3 bits 150, 150, 200, 500 of 1000; the 5-bit
+/// phase is left out, for there are no 5-bit codes).
+fn decline(bits: BitWidth, steps: u32) -> Vec<Phase> {
+    let shares: &[(BitWidth, u32)] = match bits {
+        BitWidth::B2 | BitWidth::B3 => &[(BitWidth::B6, 25), (BitWidth::B4, 25)],
+        BitWidth::B4 => &[(BitWidth::B8, 20), (BitWidth::B6, 25)],
+        BitWidth::B6 => &[(BitWidth::B8, 40)],
+        BitWidth::B8 => &[],
+    };
+    let phase = |&(bits, percent): &(BitWidth, u32)| Phase {
+        bits: Some(bits),
+        steps: steps * percent / 100,
+    };
+    let mut phases: Vec<Phase> = shares.iter().map(phase).collect();
+    let spent: u32 = phases.iter().map(|p| p.steps).sum();
+    phases.push(Phase {
+        bits: Some(bits),
+        steps: steps - spent,
+    });
+    phases
+}
