@@ -22,4 +22,5 @@ pub mod pipeline;
 pub mod preprocessing;
 pub mod quantizers;
 pub mod reference;
+pub mod report;
 pub mod weights;

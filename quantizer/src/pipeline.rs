@@ -8,12 +8,14 @@ use serde_json::json;
 use tpvit_models::{ModelData, Preprocess, Program, TensorData, TensorRole, WriteError, write};
 
 use crate::calibration::{
-    Compensation, Decision, LayerError, ObserveSettings, QuantPlan, Settings, compensate, observe,
-    plan, report, steps,
+    Compensation, Decision, LayerError, Observations, ObserveSettings, QuantPlan, Settings,
+    compensate, observe, plan, report, steps,
 };
+use crate::quantizers::OctaveHistogram;
+use crate::report::UnitLog;
 use crate::weights::Weights;
 
-/// Pictures compared layer by layer at the end; more says little more.
+/// Pictures compared layer by layer, evenly spread; more says little more.
 const REPORT_PICTURES: usize = 8;
 
 /// What to make, and what is known about where it comes from.
@@ -48,6 +50,13 @@ pub struct Quantized {
     pub decisions: Vec<Decision>,
     /// Error of each operation's output, worst first.
     pub layers: Vec<LayerError>,
+    /// The same before the weights were optimised; empty where they were not.
+    pub layers_before: Vec<LayerError>,
+    /// What reconstruction brought, unit by unit; empty without.
+    pub units: Vec<UnitLog>,
+    /// By operation: post-softmax values of the calibration pictures, as the codes
+    /// see them; `Some` exactly for attention.
+    pub attention: Vec<Option<OctaveHistogram>>,
     /// Pictures seen.
     pub pictures: usize,
 }
@@ -69,7 +78,7 @@ pub enum Stage {
 ///
 /// `weights` take raw pixels, 0 to 255 (see `fold_preprocessing`). `picture(i)`
 /// is calibration picture `i`, `[height, width, 3]`, or `None` from the end on;
-/// it is called in parallel, and more than once for the first few. The result
+/// it is called in parallel, and more than once for some. The result
 /// depends on the arguments alone, not on threads or time.
 ///
 /// # Errors
@@ -89,8 +98,16 @@ pub fn quantize(
 
     progress(Stage::Planning);
     let mut plan = plan(program, &mut weights, &observations, &job.settings);
+    let attention = histograms(&observations, &plan);
+    let compared = REPORT_PICTURES.min(observations.pictures);
+    let sample: Vec<Vec<f32>> = (0..compared)
+        .map(|i| picture(i * observations.pictures / compared))
+        .map(|image| image.expect("a picture that was there before"))
+        .collect();
+    let mut layers_before = Vec::new();
     let mut decisions = Vec::new();
     if let Some(settings) = &job.compensation {
+        layers_before = report(program, &weights, &plan, &sample);
         let count = observations.pictures;
         let total = steps(program, count);
         let mut ran = |done| progress(Stage::Compensating(done, total));
@@ -106,7 +123,6 @@ pub fn quantize(
     }
 
     progress(Stage::Comparing);
-    let sample: Vec<Vec<f32>> = (0..REPORT_PICTURES).map_while(picture).collect();
     let layers = report(program, &weights, &plan, &sample);
 
     let data = pack(program, &weights, &plan, job, observations.pictures);
@@ -118,8 +134,19 @@ pub fn quantize(
         plan,
         decisions,
         layers,
+        layers_before,
+        units: Vec::new(),
+        attention,
         pictures: observations.pictures,
     })
+}
+
+fn histograms(observations: &Observations, plan: &QuantPlan) -> Vec<Option<OctaveHistogram>> {
+    let samples = observations.attention.iter();
+    let pairs = samples.zip(&plan.quantization.softmax);
+    pairs
+        .map(|(samples, quant)| Some(samples.as_ref()?.histogram(quant.as_ref()?.kind)))
+        .collect()
 }
 
 /// Puts program, codes and floats side by side, as the file has them.
