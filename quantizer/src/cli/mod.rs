@@ -18,6 +18,8 @@ mod model_file;
 mod output;
 #[cfg(feature = "onnx")]
 mod quantize;
+#[cfg(feature = "onnx")]
+mod report;
 mod run;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
