@@ -14,7 +14,7 @@ const WIDE: [f64; 2] = [940.0, 330.0];
 const SMALL: [f64; 2] = [330.0, 200.0];
 
 /// The part of the values that a histogram shows; the smallest ones lie beyond it.
-const SHOWN: f64 = 0.99;
+const SHOWN: f64 = 0.95;
 
 /// More levels than this are marked at the edge only.
 const FEW_LEVELS: usize = 16;
@@ -349,11 +349,11 @@ fn errors(layers: &[Layer]) -> String {
     let rows = layers.iter().map(|l| {
         vec![
             l.name.clone(),
-            l.kind.clone(),
             number(before(l)),
             number(l.error.accumulated),
             number(l.error_before.map_or(f64::NAN, |e| e.rounding)),
             number(l.error.rounding),
+            l.kind.clone(),
         ]
     });
     format!(
@@ -366,11 +366,11 @@ fn errors(layers: &[Layer]) -> String {
         table(
             &[
                 "output of",
-                "kind",
                 "before",
                 "after",
                 "rounding before",
-                "rounding after"
+                "rounding after",
+                "kind"
             ],
             rows,
             &[]

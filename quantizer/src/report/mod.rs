@@ -291,7 +291,7 @@ impl ReportData {
         if self.accuracy.as_ref().is_some_and(|a| a.calibration) {
             warnings.push(
                 "The accuracy is that of the calibration pictures, to which the quantizer was \
-                 fitted: on other pictures the integer model is worse. Give pictures that were \
+                 fitted: expect less of the integer model on others. Give pictures that were \
                  held back to --eval."
                     .into(),
             );
