@@ -23,4 +23,5 @@ pub mod preprocessing;
 pub mod quantizers;
 pub mod reconstruct;
 pub mod reference;
+pub mod report;
 pub mod weights;

@@ -8,13 +8,14 @@ use serde_json::json;
 use tpvit_models::{ModelData, Preprocess, Program, TensorData, TensorRole, WriteError, write};
 
 use crate::calibration::{
-    Compensation, Decision, LayerError, ObserveSettings, QuantPlan, Settings, compensate, observe,
-    plan, report, steps,
+    Compensation, Decision, LayerError, Observations, ObserveSettings, QuantPlan, Settings,
+    compensate, observe, plan, report, steps,
 };
+use crate::quantizers::OctaveHistogram;
 use crate::reconstruct::{self, Events, Lesson, Progress, Stop, UnitLog, reconstruct};
 use crate::weights::Weights;
 
-/// Pictures compared layer by layer at the end; more says little more.
+/// Pictures compared layer by layer, evenly spread; more says little more.
 const REPORT_PICTURES: usize = 8;
 
 /// What to make, and what is known about where it comes from.
@@ -49,10 +50,15 @@ pub struct Quantized {
     pub plan: QuantPlan,
     /// What compensation brought, group by group; empty without.
     pub decisions: Vec<Decision>,
-    /// What reconstruction brought, unit by unit; empty without.
-    pub units: Vec<UnitLog>,
     /// Error of each operation's output, worst first.
     pub layers: Vec<LayerError>,
+    /// The same before the weights were optimised; empty where they were not.
+    pub layers_before: Vec<LayerError>,
+    /// What reconstruction brought, unit by unit; empty without.
+    pub units: Vec<UnitLog>,
+    /// By operation: post-softmax values of the calibration pictures, as the codes
+    /// see them; `Some` exactly for attention.
+    pub attention: Vec<Option<OctaveHistogram>>,
     /// Pictures seen.
     pub pictures: usize,
 }
@@ -136,7 +142,17 @@ pub fn quantize(
 
     observer.stage(Stage::Planning);
     let mut plan = plan(program, &mut weights, &observations, &job.settings);
+    let attention = histograms(&observations, &plan);
+    let compared = REPORT_PICTURES.min(observations.pictures);
+    let sample: Vec<Vec<f32>> = (0..compared)
+        .map(|i| picture(i * observations.pictures / compared))
+        .map(|image| image.expect("a picture that was there before"))
+        .collect();
+    let mut layers_before = Vec::new();
     let mut decisions = Vec::new();
+    if job.compensation.is_some() || job.reconstruction.is_some() {
+        layers_before = report(program, &weights, &weights, &plan, &sample);
+    }
     if let Some(settings) = &job.compensation {
         let count = observations.pictures;
         let total = steps(program, count);
@@ -175,7 +191,6 @@ pub fn quantize(
     }
 
     observer.stage(Stage::Comparing);
-    let sample: Vec<Vec<f32>> = (0..REPORT_PICTURES).map_while(picture).collect();
     let layers = report(program, &planned, &weights, &plan, &sample);
 
     let data = pack(program, &weights, &plan, job, observations.pictures);
@@ -188,8 +203,18 @@ pub fn quantize(
         decisions,
         units,
         layers,
+        layers_before,
+        attention,
         pictures: observations.pictures,
     })
+}
+
+fn histograms(observations: &Observations, plan: &QuantPlan) -> Vec<Option<OctaveHistogram>> {
+    let samples = observations.attention.iter();
+    let pairs = samples.zip(&plan.quantization.softmax);
+    pairs
+        .map(|(samples, quant)| Some(samples.as_ref()?.histogram(quant.as_ref()?.kind)))
+        .collect()
 }
 
 /// Puts program, codes and floats side by side, as the file has them.

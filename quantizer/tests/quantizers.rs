@@ -7,7 +7,9 @@ use tpvit_quantizer::quantizers::row_maximum::RowMaximum;
 use tpvit_quantizer::quantizers::softmax::{self, AttentionSamples, SoftmaxQuantizer};
 use tpvit_quantizer::quantizers::sulq::Sulq;
 use tpvit_quantizer::quantizers::truncated_uniform_log2::{LastCode, TruncatedUniformLog2};
-use tpvit_quantizer::quantizers::{Affine, Distribution, RangeFit, ZeroPoint, weight};
+use tpvit_quantizer::quantizers::{
+    Affine, Distribution, OctaveHistogram, RangeFit, ZeroPoint, weight,
+};
 
 const WIDTHS: [BitWidth; 5] = [
     BitWidth::B2,
@@ -268,4 +270,38 @@ fn two_bounds_describe_a_truncated_grid() {
     }
     assert_eq!(softmax::decode(&quant, 0), 0.5);
     assert_eq!(softmax::decode(&quant, 2), 0.25);
+}
+
+#[test]
+fn the_histogram_counts_octaves_below_1_or_below_the_rows_largest() {
+    let mut samples = AttentionSamples::new(5, 1);
+    samples.push(vec![0.5, 0.25, 0.125, 0.125, 0.0], vec![0.0; 5]);
+    let bins = |kind| {
+        let histogram = samples.histogram(kind);
+        assert_eq!(histogram.counts.len(), histogram.mass.len());
+        let filled = histogram.counts.iter().zip(&histogram.mass).enumerate();
+        let filled = filled.filter(|(_, (count, _))| **count > 0);
+        filled.map(|(i, (&n, &m))| (i, n, m)).collect::<Vec<_>>()
+    };
+    // Whole octaves are the first of their bins; 0 is in the very last.
+    let octave = OctaveHistogram::BINS_PER_OCTAVE;
+    let last = OctaveHistogram::OCTAVES * octave - 1;
+    assert_eq!(
+        bins(SoftmaxKind::Static { scale: 1.0 }),
+        [
+            (octave, 1, 0.5),
+            (2 * octave, 1, 0.25),
+            (3 * octave, 2, 0.25),
+            (last, 1, 0.0)
+        ]
+    );
+    assert_eq!(
+        bins(SoftmaxKind::RowMax),
+        [
+            (0, 1, 0.5),
+            (octave, 1, 0.25),
+            (2 * octave, 2, 0.25),
+            (last, 1, 0.0)
+        ]
+    );
 }

@@ -605,6 +605,88 @@ fn outputs_that_cannot_be_written_are_found_before_any_work() {
     }
 }
 
+#[test]
+fn reports_that_cannot_be_written_are_found_before_any_work() {
+    let folder = Folder::new();
+    folder.write("file", "");
+    folder.write("page/report.json/in the way", "");
+    // The model is no model: who reads it first complains about that instead.
+    let model = folder.write("text.onnx", "no model");
+    let mut reports = vec![
+        (folder.path("file"), "file is not a folder"),
+        (folder.path("file/report"), "file is not a folder"),
+        (folder.path("page"), "report.json"),
+        (PathBuf::new(), "--report"),
+    ];
+    if cfg!(target_os = "linux") {
+        reports.push((PathBuf::from("/proc/report"), "/proc"));
+    }
+    for (report, word) in reports {
+        let mut command = folder.quantize(&model);
+        let message = folder.refuses(command.arg("--report").arg(&report), &[word]);
+        assert!(!message.contains("text.onnx"), "{report:?}: {message}");
+    }
+    // A good one, but the run fails: no empty folder is left.
+    let report = folder.path("new/report");
+    let mut command = folder.quantize(&model);
+    folder.refuses(command.arg("--report").arg(&report), &["text.onnx"]);
+    assert!(!folder.path("new").exists());
+}
+
+#[test]
+fn a_report_never_replaces_the_model_or_the_output() {
+    let folder = Folder::new();
+    let bytes = fs::read(vit()).expect("the fixture");
+    let model = folder.write("report.html", &bytes);
+    let mut command = folder.quantize(&model);
+    command.arg("--report").arg(folder.path("pictures/.."));
+    folder.refuses(&mut command, &["report.html", "something else"]);
+    assert_eq!(fs::read(&model).expect("still there"), bytes);
+
+    let mut command = quantize(&vit(), &folder.path("pictures"));
+    command.args(["--preprocess", "deit", "-o"]);
+    command.arg(folder.path("report.json"));
+    command.arg("--report").arg(folder.path(""));
+    folder.refuses(&mut command, &["report.json", "something else"]);
+    assert!(!folder.path("report.json").exists());
+}
+
+#[test]
+fn a_reports_labelled_pictures() {
+    let folder = Folder::new();
+    let data = folder.labelled("file,label\n0.png,7\n");
+    let mut command = folder.quantize(&vit());
+    command.arg("--report").arg(folder.path("report"));
+    let words = ["0.png", "label 7", "7 classes"];
+    folder.refuses(command.arg("--eval").arg(&data), &words);
+    assert!(!folder.path("report").exists());
+    let mut command = folder.quantize(&vit());
+    folder.refuses(command.arg("--eval").arg(&data), &["--report"]);
+
+    // A picture that breaks only when it is read: all else is there, and says so.
+    folder.labelled("file,label\n0.png,0\n1.png,1\n");
+    folder.write("data/1.png", "no picture");
+    let mut command = folder.quantize(&vit());
+    command.arg("--report").arg(folder.path("report"));
+    let output = command.arg("--eval").arg(&data).output();
+    let output = output.expect("tpvit starts");
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("1.png") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    assert!(folder.path("out.tpv").is_file());
+    let json = fs::read(folder.path("report/report.json")).expect("the report");
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    assert!(json["accuracy"].is_null());
+    assert!(
+        json["warnings"][0]
+            .as_str()
+            .is_some_and(|w| w.contains("1.png"))
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn a_read_only_folder_gets_no_output() {

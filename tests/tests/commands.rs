@@ -144,6 +144,123 @@ fn quantize_tells_what_it_made() {
     assert!("abcdefg".contains(label), "{label}");
 }
 
+/// Runs `command`, which writes a report into `report`; returns it.
+#[track_caller]
+fn report(folder: &Folder, command: &mut Command) -> (String, Value) {
+    let report = folder.path("new/report");
+    let text = succeeds(command.arg("--report").arg(&report));
+    let read = |name| fs::read_to_string(report.join(name)).expect("the report");
+    let (html, json) = (read("report.html"), read("report.json"));
+    assert!(text.contains("report.html"), "{text}");
+    let left = fs::read_dir(&report).expect("readable").count();
+    assert_eq!(left, 2, "the page and the numbers, nothing partial");
+    (html, serde_json::from_str(&json).expect("JSON"))
+}
+
+#[test]
+fn a_report_has_the_numbers_of_the_file() {
+    let folder = Folder::new();
+    let flags = [
+        "-w",
+        "4",
+        "-a",
+        "4",
+        "--first-last-bits",
+        "8",
+        "--seed",
+        "7",
+    ];
+    let mut command = folder.quantize(VIT, "vit.tpv", &flags);
+    let (html, json) = report(&folder, &mut command);
+    assert!(html.contains(VIT) && html.contains("W4A4"));
+    assert_eq!(json["method"]["name"], "compensate");
+    assert_eq!(json["method"]["first_last_bits"], 8);
+    assert_eq!(json["calibration"]["pictures"], 8);
+    assert_eq!(json["calibration"]["seed"], 7);
+    assert!(json["accuracy"].is_null(), "no labels");
+    let len = fs::metadata(folder.path("vit.tpv")).expect("it").len();
+    assert_eq!(json["size"]["file_bytes"], len);
+
+    let mut command = tpvit();
+    command.arg("inspect").arg(folder.path("vit.tpv"));
+    let inspected = self::json(command.arg("--json"));
+    let layers = json["layers"].as_array().expect("a list");
+    let inspected = inspected["layers"].as_array().expect("a list");
+    assert_eq!(layers.len(), inspected.len());
+    let mut bytes = json["size"]["other_bytes"].as_u64().expect("a number");
+    for (layer, inspected) in layers.iter().zip(inspected) {
+        assert_eq!(layer["name"], inspected["name"]);
+        let number = |key: &str| layer[key].as_u64().expect("a number");
+        let weight = number("code_bytes") + number("scale_bytes");
+        let known = inspected["weight_bytes"].as_u64().unwrap_or(0);
+        assert_eq!(weight, known, "{layer}");
+        bytes += weight + number("float_bytes");
+        for key in ["error", "error_before", "rounding", "rounding_before"] {
+            assert!(layer[key].is_f64(), "{key} of {layer}");
+        }
+    }
+    assert_eq!(bytes, len, "each byte of the file has one place");
+
+    let blocks = 3;
+    let attention = json["attention"].as_array().expect("a list");
+    assert_eq!(attention.len(), blocks);
+    for layer in attention {
+        assert_eq!(layer["levels"].as_array().expect("levels").len(), 16);
+        let list = |key: &str| layer["histogram"][key].as_array().expect("bins").iter();
+        let counts: u64 = list("counts").filter_map(Value::as_u64).sum();
+        let mass: f64 = list("mass").filter_map(Value::as_f64).sum();
+        // Rows of 17 tokens; each sums to 1, to a rounding of 2^-24 for each value.
+        let rows = counts as f64 / 17.0;
+        assert!(counts > 0 && (mass / rows - 1.0).abs() < 17.0 / f64::from(1 << 24));
+    }
+    let compensation = json["compensation"].as_array().expect("a list");
+    assert!(!compensation.is_empty());
+
+    // Again, without compensation: the report is replaced.
+    let mut command = folder.quantize(VIT, "vit.tpv", &["--method", "calibrate"]);
+    let (html, json) = report(&folder, &mut command);
+    assert!(html.contains("W8A8") && !html.contains("W4A4"));
+    assert_eq!(json["compensation"], serde_json::json!([]));
+    assert!(json["layers"][0]["error_before"].is_null());
+}
+
+#[test]
+fn a_report_tells_the_accuracy_of_labelled_pictures() {
+    let folder = Folder::new();
+    let model = folder.w8a8();
+    let (data, mut labelled) = folder.labelled_by(&model, 10);
+    labelled[3].1 = (labelled[3].1 + 1) % 7;
+    write_csv(&data, &labelled);
+    let data = data.to_str().expect("UTF-8");
+    let (html, json) = report(
+        &folder,
+        &mut folder.quantize(VIT, "vit.tpv", &["--eval", data]),
+    );
+    let accuracy = &json["accuracy"];
+    assert_eq!(accuracy["images"], 10);
+    assert_eq!(accuracy["calibration"], false);
+    assert_eq!(accuracy["integer"]["top1"], 90.0);
+    let evaluated = self::json(eval(&fixture(VIT), Path::new(data)).arg("--json"));
+    assert_eq!(accuracy["float"]["top1"], evaluated["top1"]);
+    assert!(html.contains("<h2>Accuracy") && !html.contains("optimistic"));
+
+    // Without --eval, the calibration pictures if each has a label.
+    let (_, pictures) = folder.labelled_by(&model, 8);
+    let calibration = folder.path("pictures");
+    write_csv(&calibration, &pictures);
+    let (html, json) = report(&folder, &mut folder.quantize(VIT, "vit.tpv", &[]));
+    assert_eq!(json["accuracy"]["calibration"], true);
+    assert_eq!(json["accuracy"]["images"], 8);
+    assert!(html.contains("optimistic"));
+    for labels in [&pictures[..7], &[(pictures[0].0.clone(), 7)]] {
+        write_csv(&calibration, labels);
+        let (_, json) = report(&folder, &mut folder.quantize(VIT, "vit.tpv", &[]));
+        assert!(json["accuracy"].is_null());
+        let warnings = json["warnings"].to_string();
+        assert!(warnings.contains("not measured"), "{warnings}");
+    }
+}
+
 #[test]
 fn quantize_verifies_the_import_unless_told_not_to() {
     let folder = Folder::new();
@@ -536,6 +653,8 @@ fn help_names_every_flag() {
                 "--labels",
                 "--preprocess",
                 "--no-verify",
+                "--report",
+                "--eval",
                 "--json",
                 "vit-augreg",
             ],

@@ -11,9 +11,13 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use tpvit_models::{Model, Preprocess};
 use tpvit_quantizer::dataset::Dataset;
+#[cfg(feature = "onnx")]
+use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures;
 use tpvit_quantizer::preprocessing::{Overrides, PreprocessArgs};
-use tpvit_runtime::Session;
+#[cfg(feature = "onnx")]
+use tpvit_quantizer::reference::Executor;
+use tpvit_runtime::{Options, Session};
 
 #[cfg(feature = "onnx")]
 use super::model_file::preprocess_of;
@@ -69,7 +73,7 @@ pub(crate) fn execute(args: &EvalArgs) -> Result<()> {
                 args.model.display()
             );
             let file = WholeTpvFile::open(&args.model)?;
-            eval_tpv(&file.model()?, &dataset, threads, &args.runtime)?
+            eval_tpv(&file.model()?, &dataset, threads, &args.runtime.options(1))?
         }
         Kind::Onnx => eval_onnx(&args.model, &args.preprocess, &dataset, threads)?,
     };
@@ -96,28 +100,27 @@ fn report(score: &Score, as_json: bool) -> Result<()> {
     ))
 }
 
-/// In integers; each worker has a session of its own.
+/// In integers; each worker has a session of its own, with `options`.
 pub(crate) fn eval_tpv(
     model: &Model<'_>,
     dataset: &Dataset,
     threads: usize,
-    runtime: &RuntimeArgs,
+    options: &Options,
 ) -> Result<Score> {
     dataset.check_classes(model.program().classes())?;
-    let options = runtime.options(1);
     score(
         dataset,
         model.preprocess(),
         model.program().image,
         threads,
         || {
-            let mut session = Session::new(model, &options)?;
+            let mut session = Session::new(model, options)?;
             Ok(move |pixels: &[u8]| Ok(session.run(pixels)?.to_vec()))
         },
     )
 }
 
-/// In f32, by our executor.
+/// An ONNX file in f32.
 #[cfg(feature = "onnx")]
 fn eval_onnx(
     path: &Path,
@@ -125,13 +128,24 @@ fn eval_onnx(
     dataset: &Dataset,
     threads: usize,
 ) -> Result<Score> {
-    let mut imported = tpvit_quantizer::import::load(path, true)?;
+    let mut imported = import::load(path, true)?;
     let preprocess = preprocess_of(path, preprocess, imported.program.image)?;
     imported.fold_preprocessing(preprocess.mean, preprocess.std);
-    dataset.check_classes(imported.program.classes())?;
+    eval_float(&imported, &preprocess, dataset, threads)
+}
+
+/// In f32, by our executor; `imported` has the preprocessing folded in.
+#[cfg(feature = "onnx")]
+pub(crate) fn eval_float(
+    imported: &Imported,
+    preprocess: &Preprocess,
+    dataset: &Dataset,
+    threads: usize,
+) -> Result<Score> {
     let (program, weights) = (&imported.program, &imported.weights);
-    score(dataset, &preprocess, program.image, threads, || {
-        let mut executor = tpvit_quantizer::reference::Executor::new(program, weights);
+    dataset.check_classes(program.classes())?;
+    score(dataset, preprocess, program.image, threads, || {
+        let mut executor = Executor::new(program, weights);
         Ok(move |pixels: &[u8]| {
             let image: Vec<f32> = pixels.iter().map(|&p| f32::from(p)).collect();
             Ok(executor.run(&image, &mut ()).to_vec())

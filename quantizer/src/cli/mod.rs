@@ -20,6 +20,8 @@ mod output;
 mod quantize;
 #[cfg(feature = "onnx")]
 mod reconstruct;
+#[cfg(feature = "onnx")]
+mod report;
 mod run;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

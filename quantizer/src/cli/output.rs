@@ -3,26 +3,55 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+pub(crate) use tpvit_quantizer::report::bytes;
+
 /// Writes `bytes` to `path` whole or not at all: beside it first, then renamed.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = beside(path)?;
-    file.write_all(bytes)
-        .and_then(|()| file.as_file().sync_all())
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    file.persist(path)
-        .map_err(|e| e.error)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    write_all_whole(&[(path, bytes)])
+}
+
+/// The same of several files: none is renamed before all are written.
+pub(crate) fn write_all_whole(files: &[(&Path, &[u8])]) -> Result<()> {
+    let mut written = Vec::new();
+    for (path, bytes) in files {
+        let mut file = beside(path)?;
+        file.write_all(bytes)
+            .and_then(|()| file.as_file().sync_all())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        written.push(file);
+    }
+    for (file, (path, _)) in written.into_iter().zip(files) {
+        file.persist(path)
+            .map_err(|e| e.error)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(())
 }
 
 /// Finds out now whether `path` can be written later, before hours of work.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
     beside(path).map(drop)
+}
+
+/// Finds out now whether files can be written into `folder` later, which need
+/// not exist yet, nor the folders that it is in.
+pub(crate) fn check_folder_writable(folder: &Path) -> Result<()> {
+    // `symlink_metadata` also sees a link that leads nowhere.
+    let there = |path: &&Path| path.symlink_metadata().is_ok();
+    let existing = folder.ancestors().find(there);
+    // What ends the ancestors of a relative path.
+    let existing = existing.unwrap_or(Path::new("."));
+    anyhow::ensure!(
+        existing.is_dir(),
+        "cannot write in {}: {} is not a folder",
+        folder.display(),
+        existing.display()
+    );
+    partial_in(existing).map(drop)
 }
 
 /// A file in the folder of `path` that vanishes unless it is renamed.
@@ -47,6 +76,11 @@ fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
+    partial_in(folder)
+}
+
+/// A file in `folder` that vanishes unless it is renamed.
+fn partial_in(folder: &Path) -> Result<tempfile::NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".tpvit-")
         .suffix(".partial")
@@ -91,23 +125,6 @@ pub(crate) fn progress(len: usize, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:>12} [{bar:32}] {pos}/{len}  {eta} left");
     bar.set_style(style.expect("the template is a constant"));
     bar
-}
-
-/// `12.3 MB`; decimal units, as disks and networks count.
-pub(crate) fn bytes(n: usize) -> String {
-    match n as f64 {
-        n if n < 1e3 => format!("{n} B"),
-        n if n < 1e6 => format!("{:.1} kB", n / 1e3),
-        n => format!("{:.1} MB", n / 1e6),
-    }
-}
-
-/// `3.2 s` or `4 min 10 s`.
-pub(crate) fn duration(d: Duration) -> String {
-    match d.as_secs() {
-        s if s < 60 => format!("{:.1} s", d.as_secs_f64()),
-        s => format!("{} min {} s", s / 60, s % 60),
-    }
 }
 
 /// Text columns under headings; numbers to the right.
@@ -199,6 +216,36 @@ mod tests {
             table.render(),
             "layer          error\nhead             0.5\nblocks.0.attn  10.25\n"
         );
+    }
+
+    #[test]
+    fn of_several_files_all_are_written_or_none() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+        std::fs::create_dir(&second).expect("a folder");
+        let files = |bytes: &'static [u8]| [(first.as_path(), bytes), (second.as_path(), bytes)];
+        assert!(write_all_whole(&files(b"x")).is_err());
+        assert!(!first.exists(), "the second cannot be written");
+        std::fs::remove_dir(&second).expect("it is empty");
+        for bytes in [&b"x"[..], b"y"] {
+            write_all_whole(&files(bytes)).expect("both can be written");
+            assert_eq!(std::fs::read(&first).expect("the first"), bytes);
+            assert_eq!(std::fs::read(&second).expect("the second"), bytes);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_looked_for_above() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").expect("a file");
+        assert!(check_folder_writable(&folder.path().join("a/b")).is_ok());
+        assert!(check_folder_writable(&file).is_err());
+        assert!(check_folder_writable(&file.join("a/b")).is_err());
+        let left: Vec<_> = std::fs::read_dir(folder.path())
+            .expect("readable")
+            .collect();
+        assert_eq!(left.len(), 1, "only the file: {left:?}");
     }
 
     #[test]

@@ -15,12 +15,12 @@ use tpvit_quantizer::pipeline::{self, Job, Quantized};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, describe};
 use tpvit_quantizer::quantizers::RangeFit;
 use tpvit_quantizer::reconstruct;
+use tpvit_quantizer::report::{Accuracy, ReportData, Run, decision_json, duration, unit_json};
 
 use super::model_file::preprocess_of;
-use super::output::{
-    Table, bytes, check_writable, duration, print, print_json, progress, tell, write_whole,
-};
+use super::output::{Table, bytes, check_writable, print, print_json, progress, tell, write_whole};
 use super::reconstruct::{EffortArgs, Watch, announce, checkpoint_path};
+use super::report::ReportArgs;
 
 /// Arguments of `tpvit quantize`.
 #[derive(Args)]
@@ -55,6 +55,8 @@ pub(crate) struct QuantizeArgs {
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 /// How to quantize.
@@ -198,6 +200,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
             args.output.display()
         );
     }
+    let report = args.report.files(&[&args.model, &args.output])?;
     let mut imported = import::load(&args.model, !args.no_verify)?;
     let image = imported.program.image;
     let labels = match &args.labels {
@@ -209,6 +212,11 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         .weights
         .fold_preprocessing(&imported.program, preprocess.mean, preprocess.std);
     let (paths, skipped) = usable(args, &preprocess, image)?;
+    let mut warnings = Vec::new();
+    let classes = imported.program.classes();
+    let labelled = args
+        .report
+        .labelled(&args.calibration, &paths, classes, &mut warnings)?;
     let job = Job {
         settings,
         observe: args.method.observe(),
@@ -234,14 +242,24 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let watch = Watch::new(progress(paths.len(), "calibrating"), checkpoint);
     let made = quantize_watched(&imported, &picture, &job, resume.as_deref(), watch)?;
     write_whole(&args.output, &made.bytes)?;
-    let summary = Summary {
+    let mut summary = Summary {
         args,
         imported: &imported,
         made: &made,
         job: &job,
         skipped,
         start,
+        report: None,
     };
+    if let Some(files) = report {
+        let seconds = start.elapsed().as_secs_f64();
+        let accuracy = labelled.and_then(|labelled| {
+            labelled.accuracy(&imported, &preprocess, &made.bytes, &mut warnings)
+        });
+        let data = summary.report(seconds, accuracy, warnings)?;
+        files.write(&data)?;
+        summary.report = Some((files.html, data.accuracy));
+    }
     match args.json {
         true => print_json(&summary.json()?),
         false => print(&summary.text()?),
@@ -320,6 +338,8 @@ struct Summary<'a> {
     job: &'a Job,
     skipped: usize,
     start: Instant,
+    /// The page, and the accuracy it tells.
+    report: Option<(PathBuf, Option<Accuracy>)>,
 }
 
 impl Summary<'_> {
@@ -338,6 +358,41 @@ impl Summary<'_> {
             .sum::<usize>()
     }
 
+    fn report(
+        &self,
+        seconds: f64,
+        accuracy: Option<Accuracy>,
+        mut warnings: Vec<String>,
+    ) -> Result<ReportData> {
+        if self.args.no_verify {
+            warnings.push("The import was not compared with a run of the original graph.".into());
+        }
+        if self.skipped > 0 {
+            let all = self.made.pictures + self.skipped;
+            let skipped = self.skipped;
+            warnings.push(format!(
+                "{skipped} of {all} calibration pictures could not be read."
+            ));
+        }
+        let model = self.args.model.file_name().unwrap_or_default();
+        let method = self.args.method.method.to_possible_value();
+        let run = Run {
+            model: model.to_string_lossy().into_owned(),
+            source_bytes: self.source_bytes()? as u64,
+            method: method.map_or(String::new(), |m| m.get_name().to_owned()),
+            skipped: self.skipped,
+            seconds,
+            accuracy,
+            warnings,
+        };
+        Ok(ReportData::new(
+            &self.imported.program,
+            self.job,
+            self.made,
+            run,
+        ))
+    }
+
     fn json(&self) -> Result<serde_json::Value> {
         Ok(json!({
             "output": self.args.output.display().to_string(),
@@ -347,14 +402,9 @@ impl Summary<'_> {
             "pictures": self.made.pictures,
             "skipped_pictures": self.skipped,
             "seconds": self.start.elapsed().as_secs_f64(),
-            "compensation": self.made.decisions.iter().map(|d| json!({
-                "layers": d.group.name(), "kl_rounded": d.rounded,
-                "kl_compensated": d.compensated, "damping": d.damping, "kept": d.kept(),
-            })).collect::<Vec<_>>(),
-            "units": self.made.units.iter().map(|u| json!({
-                "name": u.name, "before": u.before, "after": u.after, "note": u.note,
-                "curve": u.curve,
-            })).collect::<Vec<_>>(),
+            "report": self.report.as_ref().map(|(page, _)| page.display().to_string()),
+            "compensation": self.made.decisions.iter().map(decision_json).collect::<Vec<_>>(),
+            "units": self.made.units.iter().map(unit_json).collect::<Vec<_>>(),
             "layers": self.made.layers.iter().map(|l| json!({
                 "name": l.name, "error": l.accumulated, "rounding": l.rounding,
             })).collect::<Vec<_>>(),
@@ -428,6 +478,23 @@ impl Summary<'_> {
             0 => String::new(),
             n => format!(" ({n} broken ones skipped)"),
         };
+        let report = match &self.report {
+            None => String::new(),
+            Some((page, None)) => format!("report         {}\n", page.display()),
+            Some((page, Some(a))) => format!(
+                "accuracy       {:.1} % in float, {:.1} % in integers, of {} pictures{}\n\
+                 report         {}\n",
+                a.float.top1,
+                a.integer.top1,
+                a.images,
+                if a.calibration {
+                    " of the calibration"
+                } else {
+                    ""
+                },
+                page.display()
+            ),
+        };
         let made = self.made.bytes.len();
         Ok(format!(
             "error of each output against float, worst first (0 is exact, 1 as wrong as its mean):\n\n\
@@ -436,7 +503,7 @@ impl Summary<'_> {
              preprocessing  {}\n\
              calibration    {} pictures{skipped}\n\
              size           {} as ONNX, {} in f32, {} now ({:.1} times smaller than f32)\n\
-             time           {}\n",
+             time           {}\n{report}",
             table.render(),
             self.args.output.display(),
             s.weight_bits.bits(),

@@ -8,8 +8,9 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use tpvit_quantizer::pipeline::{Observer, Stage};
 use tpvit_quantizer::reconstruct::{Effort, Recipe};
+use tpvit_quantizer::report::duration;
 
-use super::output::{duration, tell, write_whole};
+use super::output::{tell, write_whole};
 
 /// How hard to try.
 #[derive(Args, Clone, Copy)]

@@ -12,6 +12,7 @@
 
 pub mod gptq;
 pub mod log2;
+mod octave_histogram;
 pub mod row_maximum;
 pub mod softmax;
 pub mod sulq;
@@ -19,5 +20,6 @@ pub mod truncated_uniform_log2;
 pub mod uniform;
 pub mod weight;
 
+pub use octave_histogram::OctaveHistogram;
 pub use softmax::{AttentionSamples, SoftmaxQuantizer};
 pub use uniform::{Affine, Distribution, RangeFit, ZeroPoint};

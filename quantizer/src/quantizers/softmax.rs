@@ -17,6 +17,8 @@
 use rayon::prelude::*;
 use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
+use super::octave_histogram::OctaveHistogram;
+
 /// Probabilities below this count as this: `t` stays finite.
 const SMALLEST: f32 = f32::MIN_POSITIVE;
 
@@ -133,6 +135,20 @@ impl AttentionSamples {
             }
         }
         sum
+    }
+
+    /// Where the probabilities lie, as codes of `kind` see them.
+    pub fn histogram(&self, kind: SoftmaxKind) -> OctaveHistogram {
+        let mut histogram = OctaveHistogram::default();
+        for group in &self.groups {
+            for (octaves, probabilities) in self.rows(group) {
+                let origin = row_origin(kind, octaves);
+                for (t, &p) in octaves.iter().zip(probabilities) {
+                    histogram.add(t - origin, p);
+                }
+            }
+        }
+        histogram
     }
 
     fn rows<'a>(
