@@ -55,6 +55,7 @@ impl Quantized {
         let job = Job {
             settings,
             observe: ObserveSettings::default(),
+            reconstruction: None,
             compensation: None,
             preprocess,
             labels: Vec::new(),
@@ -62,8 +63,15 @@ impl Quantized {
         };
         let picture = |i: usize| pixels.get(i).map(|p| as_f32(p));
         let program = imported.program;
-        let made = quantize(&program, imported.weights, &picture, &job, &mut |_| {})
-            .expect("the model is written");
+        let made = quantize(
+            &program,
+            imported.weights,
+            &picture,
+            &job,
+            None,
+            &mut |_| {},
+        )
+        .expect("the model is written");
         Quantized {
             fake: fake_weights(&program, &made.weights, &made.plan),
             program,
