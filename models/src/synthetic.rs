@@ -424,6 +424,7 @@ impl Builder<'_> {
             bits: self.act_bits,
             scale: vec![scale],
             zero_point: vec![zero_point],
+            codebook: None,
         }
     }
 
@@ -448,6 +449,7 @@ impl Builder<'_> {
             bits: self.act_bits,
             scale,
             zero_point,
+            codebook: None,
         }
     }
 }

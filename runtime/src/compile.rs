@@ -538,6 +538,7 @@ impl<S: TensorSource> Build<'_, S> {
                     bits: BitWidth::B8,
                     scale: vec![1.0],
                     zero_point: vec![0],
+                    codebook: None,
                 };
                 Work::PatchEmbed(PatchEmbed {
                     patch,
@@ -816,6 +817,7 @@ mod tests {
                         bits: BitWidth::B8,
                         scale: vec![1.0; zero_point.len()],
                         zero_point,
+                        codebook: None,
                     };
                     check_corrections(&tensor, &input);
                 }

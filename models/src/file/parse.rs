@@ -457,6 +457,7 @@ fn activation_quant(at: &mut Cursor<'_>) -> Result<ActivationQuant, ParseError> 
         bits,
         scale,
         zero_point: zero_point.to_vec(),
+        codebook: None,
     })
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn golden() -> ModelData {
         bits: B4,
         scale: vec![0.25, 0.5, 0.125, 0.5, 0.0625, 0.03125],
         zero_point: vec![8, 7, 6, 5, 4, 3],
+        codebook: None,
     };
     let norm = m.layer_norm("blocks.0.norm1", x, B3);
     let qkv = m.linear("blocks.0.attn.qkv", norm, (6, B4), Some(quant));
@@ -83,6 +84,7 @@ fn one_scale(bits: BitWidth) -> ActivationQuant {
         bits,
         scale: vec![0.5],
         zero_point: vec![bits.center()],
+        codebook: None,
     }
 }
 

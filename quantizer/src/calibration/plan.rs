@@ -314,6 +314,7 @@ impl Planner<'_> {
             bits,
             scale: vec![joint.scale],
             zero_point: vec![joint.zero_point as u8],
+            codebook: None,
         }
     }
 
@@ -496,6 +497,7 @@ fn activation(bits: BitWidth, channels: &[Affine]) -> ActivationQuant {
         bits,
         scale: channels.iter().map(|c| c.scale).collect(),
         zero_point: channels.iter().map(|c| c.zero_point as u8).collect(),
+        codebook: None,
     }
 }
 
