@@ -29,6 +29,8 @@ pub use compensate::{Compensation, Decision, LayerGroup, compensate, steps};
 pub use fake_quant::{FakeQuant, fake_weights};
 pub use observe::{Observations, ObserveSettings, observe};
 pub use observers::{BufferStats, Columns, Histogram};
-pub use plan::{BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan};
+pub use plan::{
+    ActivationCode, BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan,
+};
 pub use reparameterise::reparameterise;
 pub use report::{LayerError, kl_divergence, report};
