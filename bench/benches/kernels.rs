@@ -7,8 +7,9 @@ use criterion::{
 };
 use tpvit_bench::{Bytes, kernels_here};
 use tpvit_kernels::{
-    ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant, HeadShape, Kernels,
-    KeysValues, Output, Queries, Requant, ShiftForm, SoftmaxCodes, SoftmaxKind, reference,
+    ActCodebook, ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant,
+    HeadShape, Kernels, KeysValues, Output, Queries, Requant, ShiftForm, SoftmaxCodes, SoftmaxKind,
+    reference,
 };
 
 const TOKENS: usize = 197;
@@ -506,5 +507,41 @@ fn layer_norm_of(c: &mut Criterion, d: usize) {
     group.finish();
 }
 
-criterion_group!(benches, attention, attention_pack, gemm, pack, layer_norm);
+/// The output of fc1 to 16 levels.
+fn snap(c: &mut Criterion) {
+    let thresholds: Vec<u8> = (1..16).map(|i| 16 * i).collect();
+    let levels: Vec<u8> = (0..16).map(|i| 17 * i).collect();
+    let book = ActCodebook {
+        thresholds: &thresholds,
+        levels: &levels,
+    };
+    for (model, d) in DIMS {
+        let codes = Bytes::new(6).vec(TOKENS * 4 * d, 255);
+        let mut expected = codes.clone();
+        reference::snap::snap(&book, &mut expected);
+        let mut group = short(c, format!("snap/{model}/197x{}", 4 * d));
+        group.throughput(Throughput::Elements(codes.len() as u64));
+        for kernels in kernels_here() {
+            // Levels stay where they are: running again takes as long.
+            let mut out = codes.clone();
+            kernels.snap(book, &mut out);
+            let name = kernels.isa().name();
+            assert_eq!(out, expected, "{name} differs from the reference");
+            group.bench_function(name, |b| {
+                b.iter(|| kernels.snap(book, black_box(&mut out)));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(
+    benches,
+    attention,
+    attention_pack,
+    gemm,
+    pack,
+    layer_norm,
+    snap
+);
 criterion_main!(benches);

@@ -9,6 +9,7 @@
 //! | linear layer, requantization, GELU | [`reference::gemm`] | `arch/*/*/gemm.rs` |
 //! | one attention head | [`reference::attention`] | `arch/*/*/attention.rs` |
 //! | LayerNorm, quantization, residual sum | [`reference::layer_norm`], [`reference::quantize`] | `arch/common/float.rs` |
+//! | levels that are not uniform | [`reference::snap`] | `arch/*/*/snap.rs` |
 //! | a low-bit byte | [`reference::unpack`] | `arch/common/panels.rs` |
 //!
 //! No allocation, no threads: the caller lends every buffer and may split rows
@@ -37,5 +38,5 @@ pub use bits::BitWidth;
 pub use gemm::{GemmShape, MAX_K, Output, Requant};
 pub use isa::Isa;
 pub use peak::PeakRun;
-pub use quant::ActQuant;
+pub use quant::{ActCodebook, ActQuant};
 pub use table::Kernels;

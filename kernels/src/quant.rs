@@ -1,4 +1,4 @@
-//! The quantizer that turns a float into an activation code.
+//! The quantizers that turn a float into an activation code.
 
 /// Turns `y` of channel `c` into a code, one scale and zero point per channel.
 ///
@@ -41,5 +41,38 @@ impl ActQuant<'_> {
             "zero point {largest} exceeds max_code {}",
             self.max_code
         );
+    }
+}
+
+/// Levels of a code of at most 4 bits that are not uniform, out of the codes of
+/// an 8-bit grid.
+///
+/// ```text
+/// level = levels[#{ i : fine > thresholds[i] }]
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ActCodebook<'a> {
+    /// Ascending; equal ones are allowed.
+    pub thresholds: &'a [u8], // [2^b - 1]
+    /// What stands for each code.
+    pub levels: &'a [u8], // [2^b]
+}
+
+impl ActCodebook<'_> {
+    /// # Panics
+    /// If the lengths are not those of a code of 1 to 4 bits, or the thresholds
+    /// do not ascend.
+    pub(crate) fn check(&self) {
+        let levels = self.levels.len();
+        assert!(
+            matches!(levels, 2 | 4 | 8 | 16),
+            "{levels} levels are not those of a code of at most 4 bits"
+        );
+        assert_eq!(
+            self.thresholds.len() + 1,
+            levels,
+            "one threshold between two levels"
+        );
+        assert!(self.thresholds.is_sorted(), "thresholds ascend");
     }
 }

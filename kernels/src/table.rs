@@ -1,8 +1,8 @@
 //! The one door: a [`Kernels`] value proves that the CPU has its ISA.
 
 use crate::{
-    ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant, HeadShape, Isa,
-    KeysValues, MAX_K, Output, PeakRun, Queries, Requant, SoftmaxCodes, arch,
+    ActCodebook, ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant,
+    HeadShape, Isa, KeysValues, MAX_K, Output, PeakRun, Queries, Requant, SoftmaxCodes, arch,
 };
 
 /// The kernels of one ISA.
@@ -26,6 +26,7 @@ pub(crate) struct Functions {
     pub(crate) layer_norm: unsafe fn(&NormCall, &mut [f32]),
     pub(crate) layer_norm_codes: unsafe fn(&NormCall, &ActQuant, &mut [u8]),
     pub(crate) quantize: unsafe fn(&[f32], usize, &ActQuant, &mut [u8]),
+    pub(crate) snap: unsafe fn(&ActCodebook, &mut [u8]),
     pub(crate) add: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) attention_pack_len: fn(&HeadShape) -> usize,
     pub(crate) attention_pack: unsafe fn(&HeadShape, &KeysValues, &mut [u8]),
@@ -308,6 +309,18 @@ impl Kernels {
         quant.check(d);
         // SAFETY: `self` exists only where the CPU has its ISA.
         unsafe { (self.functions.quantize)(x, d, &quant, out) }
+    }
+
+    /// Moves codes of an 8-bit grid to the levels of a codebook:
+    /// [`reference::snap`](crate::reference::snap).
+    ///
+    /// # Panics
+    /// If the codebook is not that of a code of at most 4 bits, or its
+    /// thresholds do not ascend.
+    pub fn snap(&self, book: ActCodebook, codes: &mut [u8]) {
+        book.check();
+        // SAFETY: `self` exists only where the CPU has its ISA.
+        unsafe { (self.functions.snap)(&book, codes) }
     }
 
     /// `out = x + y`, element by element.

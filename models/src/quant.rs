@@ -20,19 +20,62 @@ pub use tpvit_kernels::BitWidth;
 /// With one scale per column, the weight of the linear layer that reads the
 /// buffer already contains them: its codes stand for `w[n, k] * scale[k]`, and
 /// the runtime multiplies by the weight's scale alone.
+///
+/// With a [`Codebook`], scale and zero point are those of an 8-bit grid, and
+/// the `2^bits` levels are points of that grid: the equations above hold with
+/// 8 for `bits`, and the code is then moved to a level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ActivationQuant {
-    /// Width of a code.
+    /// Width of a code: there are `2^bits` different ones.
     pub bits: BitWidth,
     /// One per buffer or one per column; positive, finite, not subnormal.
     /// The same within each head of q and of k: an integer sum can be scaled
     /// only as a whole.
     pub scale: Vec<f32>,
-    /// As many as `scale`, the same where it is said to be; each at most `2^bits - 1`.
+    /// As many as `scale`, the same where it is said to be; each at most
+    /// `2^bits - 1`, of [`grid_bits`](Self::grid_bits).
     pub zero_point: Vec<u8>,
+    /// Set where the levels are not uniform.
+    pub codebook: Option<Codebook>,
+}
+
+/// Levels of a `b`-bit code that are not uniform, out of the 256 of an 8-bit
+/// grid; `b` is at most 4.
+///
+/// ```text
+/// fine  = clamp(round(x * (1 / scale)) + zero_point, 0, 255)
+/// code  = #{ i : fine > thresholds[i] }
+/// level = levels[code]                       what a buffer holds
+/// x    ~= scale * (level - zero_point)
+/// ```
+///
+/// So whatever reads the buffer sees an ordinary 8-bit activation of which
+/// only `2^b` values occur.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Codebook {
+    /// `2^b - 1` of them, ascending; equal ones leave a code unused.
+    pub thresholds: Vec<u8>,
+    /// `2^b` of them, ascending; equal ones leave a code unused.
+    pub levels: Vec<u8>,
+}
+
+impl Codebook {
+    /// The level of a code of the 8-bit grid.
+    pub fn snap(&self, fine: u8) -> u8 {
+        self.levels[self.thresholds.iter().filter(|&&t| fine > t).count()]
+    }
 }
 
 impl ActivationQuant {
+    /// Width of the grid that scale, zero point and what the buffer holds
+    /// belong to: 8 with a codebook, else [`bits`](Self::bits).
+    pub fn grid_bits(&self) -> BitWidth {
+        match self.codebook {
+            Some(_) => BitWidth::B8,
+            None => self.bits,
+        }
+    }
+
     /// The scale of column `col`.
     pub fn scale_at(&self, col: usize) -> f32 {
         if self.scale.len() == 1 {

@@ -22,7 +22,8 @@ use crate::file::{ModelData, TensorData};
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{Activation, Buffer, BufferId, Op, Program, TensorId, TensorInfo, TensorRole};
 use crate::quant::{
-    ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxMethod, SoftmaxQuant, WeightQuant,
+    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxMethod, SoftmaxQuant,
+    WeightQuant,
 };
 use alloc::format;
 use alloc::string::String;
@@ -424,6 +425,7 @@ impl Builder<'_> {
             bits: self.act_bits,
             scale: vec![scale],
             zero_point: vec![zero_point],
+            codebook: None,
         }
     }
 
@@ -448,7 +450,52 @@ impl Builder<'_> {
             bits: self.act_bits,
             scale,
             zero_point,
+            codebook: None,
         }
+    }
+}
+
+/// Gives every input of a linear layer that has at most 4 bits a codebook, over
+/// the same range: levels that are denser towards the zero point.
+pub fn add_codebooks(data: &mut ModelData) {
+    for op in &data.program.ops {
+        let Op::Linear { input, .. } = *op else {
+            continue;
+        };
+        let quant = data.quantization.activations[input.index()].as_mut();
+        let Some(quant) = quant.filter(|q| q.codebook.is_none() && q.bits <= BitWidth::B4) else {
+            continue;
+        };
+        let fine = 255 / quant.bits.max_code();
+        for (scale, zero) in quant.scale.iter_mut().zip(&mut quant.zero_point) {
+            *scale /= f32::from(fine);
+            *zero *= fine;
+        }
+        quant.codebook = Some(denser_levels(quant.bits, quant.zero_point[0]));
+    }
+}
+
+/// Levels at squared distances from `zero`, thresholds half way between them.
+fn denser_levels(bits: BitWidth, zero: u8) -> Codebook {
+    let most = u32::from(bits.max_code());
+    let below = (u32::from(zero) * most).div_ceil(255); // levels below the zero point
+    let level = |code: u32| {
+        let (distance, of, room) = match code < below {
+            true => (below - code, below, u32::from(zero)),
+            false => (code - below, (most - below).max(1), u32::from(255 - zero)),
+        };
+        let distance = (room * distance * distance / (of * of)) as u8;
+        if code < below {
+            zero - distance
+        } else {
+            zero + distance
+        }
+    };
+    let levels: Vec<u8> = (0..=most).map(level).collect();
+    let half_way = |pair: &[u8; 2]| u8::midpoint(pair[0], pair[1]);
+    Codebook {
+        thresholds: levels.array_windows().map(half_way).collect(),
+        levels,
     }
 }
 

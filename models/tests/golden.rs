@@ -3,25 +3,35 @@
 
 mod common;
 
-use common::hand::golden;
+use common::hand::{golden, with_codebook};
 use std::path::Path;
-use tpvit_models::{Model, write};
+use tpvit_models::{Model, ModelData, write};
 
 /// The file of version 1.0, which never changes.
 const V1: &[u8] = include_bytes!("golden/v1.tpv");
 
+/// The same with a feature required: a codebook.
+const V1_CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
+
 #[test]
 fn version_1_can_be_read() {
-    let model = Model::parse(V1).expect("the golden file is valid");
-    assert_eq!(model.version(), (1, 0));
-    assert_eq!(model.to_data(), golden());
+    for (file, data) in [(V1, golden()), (V1_CODEBOOK, with_codebook())] {
+        let model = Model::parse(file).expect("the golden file is valid");
+        assert_eq!(model.version(), (1, 0));
+        assert_eq!(model.to_data(), data);
+    }
 }
 
 #[test]
 fn version_1_is_what_is_written_today() {
-    let bytes = write(&golden()).expect("the golden model is valid");
-    if bytes != V1 {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("v1.tpv");
+    is_written("v1.tpv", V1, &golden());
+    is_written("v1_codebook.tpv", V1_CODEBOOK, &with_codebook());
+}
+
+fn is_written(name: &str, file: &[u8], data: &ModelData) {
+    let bytes = write(data).expect("the golden model is valid");
+    if bytes != file {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::write(&path, &bytes).unwrap();
         panic!(
             "the format changed; today's bytes are in {}",

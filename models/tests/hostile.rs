@@ -5,14 +5,14 @@ mod common;
 
 use std::io::Cursor;
 
-use common::hand::golden;
+use common::hand::{golden, with_codebook};
 use common::raw::{self, RawSection, entry_at, fix_checksums, put, u32_at};
 use proptest::prelude::*;
 use tpvit_models::file::SectionKind;
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, Buffer, BufferId, FileHead, Model, ModelData, Op,
-    ParseError, ProgramError, ReadError, Resize, SoftmaxKind, Tensor, TensorData, TensorId,
+    Activation, ActivationQuant, BitWidth, Buffer, BufferId, Codebook, FileHead, Model, ModelData,
+    Op, ParseError, ProgramError, ReadError, Resize, SoftmaxKind, Tensor, TensorData, TensorId,
     TensorInfo, TensorReader, TensorRole, WeightQuant, WriteError, write,
 };
 
@@ -712,6 +712,128 @@ fn quantizers_are_where_codes_are() {
         }
     );
     assert!(named, "{error}");
+}
+
+/// The rule that `change` breaks in the codebook of a 2-bit buffer.
+fn codebook_rule(change: impl FnOnce(&mut ActivationQuant)) -> &'static str {
+    let mut data = with_codebook();
+    let quants = data.quantization.activations.iter_mut().flatten();
+    let quant = quants.into_iter().find(|quant| quant.codebook.is_some());
+    change(quant.expect("a codebook"));
+    match invalid(&data) {
+        ParseError::Codebook { buffer, rule } if buffer == "blocks.1.norm1" => rule,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn codebooks_do_not_contradict_themselves() {
+    fn codebook(quant: &mut ActivationQuant) -> &mut Codebook {
+        quant.codebook.as_mut().expect("a codebook")
+    }
+    assert_eq!(
+        codebook_rule(|quant| codebook(quant).thresholds.swap(0, 1)),
+        "thresholds must ascend"
+    );
+    assert_eq!(
+        codebook_rule(|quant| codebook(quant).levels[3] = 119),
+        "levels must ascend"
+    );
+    for bits in [BitWidth::B6, BitWidth::B8] {
+        let wide = codebook_rule(|quant| {
+            quant.bits = bits;
+            codebook(quant).thresholds = vec![0; usize::from(bits.max_code())];
+            codebook(quant).levels = vec![0; usize::from(bits.max_code()) + 1];
+        });
+        assert_eq!(wide, "it must have at most 4 bits");
+    }
+    // Of each list, one too many or too few.
+    for (thresholds, levels) in [(2, 4), (4, 4), (3, 3), (3, 5)] {
+        let mut data = with_codebook();
+        let quants = data.quantization.activations.iter_mut().flatten();
+        let book = quants.filter_map(|quant| quant.codebook.as_mut()).next();
+        *book.expect("a codebook") = Codebook {
+            thresholds: vec![9; thresholds],
+            levels: vec![9; levels],
+        };
+        let error = write(&data).unwrap_err();
+        assert!(matches!(error, WriteError::Length { .. }), "{error}");
+    }
+    // The zero point is of 8 bits, and so are the sums.
+    let mut data = with_codebook();
+    let quants = data.quantization.activations.iter_mut().flatten();
+    let quant = quants.into_iter().find(|quant| quant.codebook.is_some());
+    quant.expect("a codebook").zero_point[0] = 255;
+    assert!(write(&data).is_ok());
+}
+
+/// Attention multiplies codes of its width, so its input has no codebook.
+#[test]
+fn the_input_of_attention_has_no_codebook() {
+    let error = invalid_with(|data| {
+        let quant = activation(data, 2);
+        quant.codebook = Some(Codebook {
+            thresholds: (0..15).collect(),
+            levels: (0..16).collect(),
+        });
+    });
+    let named = matches!(
+        &error,
+        ParseError::Codebook { buffer, .. } if buffer == "blocks.0.attn.qkv"
+    );
+    assert!(named, "{error}");
+}
+
+/// The header says exactly which features the file uses.
+#[test]
+fn features_are_required_exactly_if_they_are_used() {
+    let with_features = |data: &ModelData, features: u32| {
+        let mut bytes = write(data).expect("a valid model");
+        put(&mut bytes, 12, &features.to_le_bytes());
+        fix_checksums(&mut bytes);
+        bytes
+    };
+    let needless = ParseError::Features {
+        required: 1,
+        used: 0,
+    };
+    assert_eq!(refused(&with_features(&golden(), 1)), needless);
+    let missing = ParseError::Features {
+        required: 0,
+        used: 1,
+    };
+    assert_eq!(refused(&with_features(&with_codebook(), 0)), missing);
+    assert_eq!(read(&with_features(&with_codebook(), 1)), Ok(()));
+    for (at, value) in [(0x8a1, 2), (0x8a1, 255)] {
+        let mut bytes = with_features(&with_codebook(), 1);
+        bytes[at] = value;
+        fix_checksums(&mut bytes);
+        let error = refused(&bytes);
+        let named = matches!(
+            error,
+            ParseError::Value {
+                what: "kind of levels",
+                ..
+            }
+        );
+        assert!(named, "{error}");
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_file_with_a_codebook_is_refused() {
+    let golden = write(&with_codebook()).expect("a valid model");
+    let mut bytes = golden.clone();
+    for at in 0..golden.len() {
+        for bit in 0..8 {
+            bytes[at] = golden[at] ^ (1 << bit);
+            refused(&bytes);
+        }
+        bytes[at] = golden[at];
+    }
+    for len in 0..golden.len() {
+        refused(&golden[..len]);
+    }
 }
 
 /// One integer sum has one scale: over a head of q or of k, but not over v,

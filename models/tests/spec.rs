@@ -6,29 +6,34 @@ use tpvit_models::dense::{pack_row, unpack_row};
 
 const SPEC: &str = include_str!("../SPEC.md");
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
+const CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
 
 fn hex(bytes: &str) -> Vec<u8> {
     let byte = |b| u8::from_str_radix(b, 16).unwrap_or_else(|_| panic!("hex in {bytes}"));
     bytes.split_whitespace().map(byte).collect()
 }
 
-/// Lines such as `0100: 04 00 00 00  meaning`.
+/// The bytes after an offset, as in `0100: 04 00 00 00  meaning`, are those of
+/// the file. `None` if the line shows no bytes.
+fn compare(line: &str, file: &[u8]) -> Option<()> {
+    let (offset, rest) = line.split_once(": ")?;
+    let offset = usize::from_str_radix(offset, 16).ok()?;
+    let (bytes, _meaning) = rest.split_once("  ").expect("a meaning after two spaces");
+    let bytes = hex(bytes);
+    assert_eq!(file[offset..][..bytes.len()], bytes, "{line}");
+    Some(())
+}
+
+/// Lines such as `0100: 04 00 00 00  meaning`, and those of the other file.
 #[test]
-fn bytes_shown_are_those_of_the_golden_file() {
-    let mut shown = 0;
-    for line in SPEC.lines() {
-        let Some((offset, rest)) = line.split_once(": ") else {
-            continue;
-        };
-        let Ok(offset) = usize::from_str_radix(offset, 16) else {
-            continue;
-        };
-        let (bytes, _meaning) = rest.split_once("  ").expect("a meaning after two spaces");
-        let bytes = hex(bytes);
-        assert_eq!(GOLDEN[offset..][..bytes.len()], bytes, "{line}");
-        shown += 1;
-    }
-    assert!(shown > 40, "only {shown} lines were found");
+fn bytes_shown_are_those_of_the_golden_files() {
+    let shown = SPEC.lines().filter_map(|line| compare(line, GOLDEN));
+    assert!(shown.count() > 40, "lines are missing");
+    let shown = SPEC.lines().filter_map(|line| {
+        let line = line.strip_prefix("with a codebook, ")?;
+        compare(line, CODEBOOK)
+    });
+    assert_eq!(shown.count(), 5, "lines of the file with a codebook");
 }
 
 /// Lines such as `codes of 3 bits: 7 0 5 = 47 01`.

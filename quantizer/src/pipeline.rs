@@ -276,6 +276,8 @@ fn provenance(job: &Job, plan: &QuantPlan, pictures: usize) -> serde_json::Value
             "weight_bits": s.weight_bits.bits(),
             "activation_bits": s.act_bits.bits(),
             "first_last_bits": s.first_last_bits.map(|b| b.bits()),
+            "normed_code": format!("{:?}", s.normed_code),
+            "hidden_code": format!("{:?}", s.hidden_code),
             "softmax": format!("{:?}", s.softmax.method),
             "softmax_bits": softmax_bits,
         },

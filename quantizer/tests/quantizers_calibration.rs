@@ -2,13 +2,13 @@
 
 use proptest::prelude::*;
 use tpvit_models::{
-    Activation, BitWidth, Buffer, BufferId, Op, Program, SoftmaxMethod, TensorId, TensorInfo,
-    TensorRole,
+    Activation, BitWidth, Buffer, BufferId, Codebook, Op, Program, SoftmaxMethod, TensorId,
+    TensorInfo, TensorRole,
 };
 use tpvit_quantizer::calibration::{
-    Compensation, Decision, FakeQuant, Granularity, LayerGroup, Observations, ObserveSettings,
-    QuantPlan, Settings, compensate, fake_weights, kl_divergence, observe, plan, reparameterise,
-    report, steps,
+    ActivationCode, Compensation, Decision, FakeQuant, Granularity, LayerGroup, Observations,
+    ObserveSettings, QuantPlan, Settings, compensate, fake_weights, kl_divergence, observe, plan,
+    reparameterise, report, steps,
 };
 use tpvit_quantizer::quantizers::{Affine, RangeFit, ZeroPoint};
 use tpvit_quantizer::reference::{Executor, Hook};
@@ -440,31 +440,94 @@ fn eight_bits_are_close_to_float_in_every_granularity() {
 }
 
 #[test]
-fn recorded_codes_mean_the_values_of_their_buffer() {
-    let (program, mut weights) = tiny(5);
+fn codebooks_are_where_they_are_asked_for() {
+    let (program, weights) = tiny(2);
     let observations = observed(&program, &weights, 8);
-    let plan = plan(
-        &program,
-        &mut weights,
-        &observations,
-        &Settings::new(BitWidth::B4, BitWidth::B4),
-    );
-    let fake = fake_weights(&program, &weights, &plan);
-    let mut hook = FakeQuant::recording(&program, &plan.quantization);
-    let mut executor = Executor::new(&program, &fake);
-    executor.run(&picture(0), &mut hook);
-    for (id, quant) in plan.quantization.activations.iter().enumerate() {
-        let id = BufferId(id as u16);
-        let Some(quant) = quant else {
-            assert!(hook.codes(id).is_empty());
-            continue;
-        };
-        let cols = program.buffers[id.index()].cols;
-        let values = executor.buffer(id);
-        assert_eq!(hook.codes(id).len(), values.len());
-        for (i, (&code, &x)) in hook.codes(id).iter().zip(values).enumerate() {
-            let (scale, zero) = (quant.scale_at(i % cols), quant.zero_point_at(i % cols));
-            assert_eq!(x, scale * (f32::from(code) - f32::from(zero)));
+    for (normed, hidden, bits) in [
+        (
+            ActivationCode::Codebook,
+            ActivationCode::Uniform,
+            BitWidth::B4,
+        ),
+        (
+            ActivationCode::Uniform,
+            ActivationCode::ShiftedLog,
+            BitWidth::B3,
+        ),
+        (
+            ActivationCode::Codebook,
+            ActivationCode::Codebook,
+            BitWidth::B2,
+        ),
+        (
+            ActivationCode::Codebook,
+            ActivationCode::ShiftedLog,
+            BitWidth::B6,
+        ),
+    ] {
+        let mut settings = Settings::new(BitWidth::B4, bits);
+        settings.normed_code = normed;
+        settings.hidden_code = hidden;
+        settings.first_last_bits = Some(BitWidth::B8);
+        let plan = plan(&program, &mut weights.clone(), &observations, &settings);
+        for op in &program.ops {
+            let output = op.output().index();
+            let Some(quant) = &plan.quantization.activations[output] else {
+                continue;
+            };
+            let code = match *op {
+                Op::LayerNorm { .. } => normed,
+                Op::Linear { .. } if program.buffers[output].name == "fc1" => hidden,
+                Op::PatchEmbed { .. }
+                | Op::Linear { .. }
+                | Op::Attention { .. }
+                | Op::SelectToken { .. } => ActivationCode::Uniform,
+            };
+            let expected = code != ActivationCode::Uniform && quant.bits <= BitWidth::B4;
+            let name = &program.buffers[output].name;
+            assert_eq!(quant.codebook.is_some(), expected, "{name} at {bits:?}");
+            if let Some(codebook) = &quant.codebook {
+                let mut levels = codebook.levels.clone();
+                levels.dedup();
+                let most = usize::from(bits.max_code()) + 1;
+                assert!(levels.len() > most / 2 && codebook.levels.len() == most);
+            }
+        }
+    }
+}
+
+#[test]
+fn recorded_codes_mean_the_values_of_their_buffer() {
+    let (program, weights) = tiny(5);
+    let observations = observed(&program, &weights, 8);
+    let uniform = Settings::new(BitWidth::B4, BitWidth::B4);
+    let codebooks = Settings {
+        normed_code: ActivationCode::Codebook,
+        hidden_code: ActivationCode::ShiftedLog,
+        ..uniform
+    };
+    for settings in [uniform, codebooks] {
+        let mut weights = weights.clone();
+        let plan = plan(&program, &mut weights, &observations, &settings);
+        let fake = fake_weights(&program, &weights, &plan);
+        let mut hook = FakeQuant::recording(&program, &plan.quantization);
+        let mut executor = Executor::new(&program, &fake);
+        executor.run(&picture(0), &mut hook);
+        for (id, quant) in plan.quantization.activations.iter().enumerate() {
+            let id = BufferId(id as u16);
+            let Some(quant) = quant else {
+                assert!(hook.codes(id).is_empty());
+                continue;
+            };
+            let cols = program.buffers[id.index()].cols;
+            let values = executor.buffer(id);
+            assert_eq!(hook.codes(id).len(), values.len());
+            for (i, (&code, &x)) in hook.codes(id).iter().zip(values).enumerate() {
+                let (scale, zero) = (quant.scale_at(i % cols), quant.zero_point_at(i % cols));
+                assert_eq!(x, scale * (f32::from(code) - f32::from(zero)));
+                let level = |book: &Codebook| book.levels.contains(&code);
+                assert!(quant.codebook.as_ref().is_none_or(level));
+            }
         }
     }
 }

@@ -9,7 +9,8 @@
 //! (algorithm.md §2.1 of Jacob et al.'s form). With x unsigned and w, z_w
 //! re-centred to signed, the parts that do not depend on the picture become
 //! `correction[n] = z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`. A scale per
-//! column of x is folded into the weight by the quantizer, and s_x is then 1.
+//! column of x is folded into the weight by the quantizer, and s_x is then 1. An
+//! input with a codebook is one of 8 bits here: its codes are levels of that grid.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -23,8 +24,8 @@ use tpvit_kernels::{
     SoftmaxKind as Kind,
 };
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, BufferId, Model, ModelInfo, Op, Program, SoftmaxKind,
-    SoftmaxQuant, Tensor, TensorId, WeightTensor,
+    Activation, ActivationQuant, BitWidth, BufferId, Codebook, Model, ModelInfo, Op, Program,
+    SoftmaxKind, SoftmaxQuant, Tensor, TensorId, WeightTensor,
 };
 #[cfg(feature = "std")]
 use tpvit_models::{ReadError, TensorReader};
@@ -47,6 +48,8 @@ pub(crate) struct Step {
     pub(crate) rows: Range<usize>,
     pub(crate) output: BufferId,
     pub(crate) target: Target,
+    /// The levels that the codes of the output are moved to.
+    pub(crate) codebook: Option<Codebook>,
     pub(crate) work: Work,
 }
 
@@ -127,7 +130,7 @@ impl Quant {
         Quant {
             inv_scale: (0..cols).map(|c| 1.0 / quant.scale_at(c)).collect(),
             zero_point: (0..cols).map(|c| quant.zero_point_at(c)).collect(),
-            max_code: quant.bits.max_code(),
+            max_code: quant.grid_bits().max_code(),
         }
     }
 
@@ -327,6 +330,7 @@ impl Layout {
                 rows: self.rows[index].clone(),
                 output: op.output(),
                 target: self.targets[op.output().index()].clone(),
+                codebook: codebook(info, op.output()).cloned(),
                 work: build.work(index, op)?,
             })
         })
@@ -410,7 +414,9 @@ impl Needs {
             Some(_) => buffer(b).cols * (size_of::<f32>() + 1),
             None => 0,
         };
+        let codebook_bytes = |c: &Codebook| c.thresholds.len() + c.levels.len();
         self.constants += quant_bytes(op.output());
+        self.constants += codebook(info, op.output()).map_or(0, codebook_bytes);
         match *op {
             Op::PatchEmbed {
                 patch,
@@ -447,7 +453,7 @@ impl Needs {
                     let what = "an activation before a residual";
                     return Err(SessionError::Unsupported { op: index, what });
                 }
-                let act_max = act_quant(info, input).bits.max_code();
+                let act_max = act_quant(info, input).grid_bits().max_code();
                 self.product(
                     kernels,
                     product_shape(info, weight, act_max),
@@ -538,6 +544,7 @@ impl<S: TensorSource> Build<'_, S> {
                     bits: BitWidth::B8,
                     scale: vec![1.0],
                     zero_point: vec![0],
+                    codebook: None,
                 };
                 Work::PatchEmbed(PatchEmbed {
                     patch,
@@ -610,7 +617,7 @@ impl<S: TensorSource> Build<'_, S> {
         bias: TensorId,
         input: &ActivationQuant,
     ) -> Result<Product, S::Error> {
-        let shape = product_shape(self.info, weight, input.bits.max_code());
+        let shape = product_shape(self.info, weight, input.grid_bits().max_code());
         let bias = self.float(bias)?;
         let tensor = self.tensors.tensor(weight)?.weight();
         let mut packed = Aligned::zeroed(self.kernels.packed_len(&shape));
@@ -787,6 +794,11 @@ fn act_quant<'a>(info: &'a ModelInfo<'_>, buffer: BufferId) -> &'a ActivationQua
         .expect("a parsed model has a quantizer for every coded buffer")
 }
 
+fn codebook<'a>(info: &'a ModelInfo<'_>, buffer: BufferId) -> Option<&'a Codebook> {
+    let quant = info.quantization().activations[buffer.index()].as_ref();
+    quant.and_then(|quant| quant.codebook.as_ref())
+}
+
 fn softmax_quant<'a>(info: &'a ModelInfo<'_>, op: usize) -> &'a SoftmaxQuant {
     info.quantization().softmax[op]
         .as_ref()
@@ -816,6 +828,7 @@ mod tests {
                         bits: BitWidth::B8,
                         scale: vec![1.0; zero_point.len()],
                         zero_point,
+                        codebook: None,
                     };
                     check_corrections(&tensor, &input);
                 }

@@ -8,8 +8,10 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use tpvit_kernels::{HeadOutput, HeadRequant, Kernels, KeysValues, Output, Queries, Requant};
-use tpvit_models::{Activation, Program};
+use tpvit_kernels::{
+    ActCodebook, HeadOutput, HeadRequant, Kernels, KeysValues, Output, Queries, Requant,
+};
+use tpvit_models::{Activation, Codebook, Program};
 
 use crate::aligned::Aligned;
 use crate::compile::{
@@ -134,6 +136,17 @@ impl Run<'_> {
             Work::Linear(work) => self.linear(work),
             Work::Attention(work) => self.attention(work),
             Work::SelectToken(work) => self.select_token(work),
+        }
+        self.snap();
+    }
+
+    /// Moves the codes just written to the levels of their codebook, if they
+    /// have one: the operations themselves know nothing but uniform codes.
+    fn snap(&mut self) {
+        if let Some(Codebook { thresholds, levels }) = &self.step.codebook {
+            let book = ActCodebook { thresholds, levels };
+            let output = self.output();
+            self.kernels.snap(book, &mut self.memory.bytes[output]);
         }
     }
 

@@ -38,6 +38,13 @@ fn file(weights: BitWidth, activations: BitWidth, softmax: &SoftmaxQuant) -> Vec
     write(&synthetic::vit(CONFIG, weights, activations, softmax, 3)).expect("a valid model")
 }
 
+/// Every input of a linear layer has one.
+fn file_with_codebooks(weights: BitWidth, activations: BitWidth) -> Vec<u8> {
+    let mut data = synthetic::vit(CONFIG, weights, activations, &softmaxes()[0], 3);
+    synthetic::add_codebooks(&mut data);
+    write(&data).expect("a valid model")
+}
+
 fn softmaxes() -> [SoftmaxQuant; 3] {
     [
         synthetic::row_max_softmax(BitWidth::B3),
@@ -74,44 +81,60 @@ fn logits(bytes: &[u8], options: &Options, picture: &[u8]) -> Vec<u32> {
 
 #[test]
 fn the_logits_depend_on_nothing_but_model_and_picture() {
-    let picture = pixels(1);
     for (weights, activations) in WIDTHS {
         for softmax in softmaxes() {
             let bytes = file(weights, activations, &softmax);
-            let base = Options {
-                isa: Some(Isa::Portable),
-                ..Options::default()
-            };
-            let expected = logits(&bytes, &base, &picture);
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                for threads in [1, 2, 5] {
-                    for &attention in methods(&softmax) {
-                        let options = Options {
-                            isa: Some(isa),
-                            threads,
-                            attention,
-                            all_rows: false,
-                        };
-                        assert_eq!(
-                            logits(&bytes, &options, &picture),
-                            expected,
-                            "W{weights:?}A{activations:?} {:?} on {isa:?}, {threads} threads, {attention:?}",
-                            softmax.method,
-                        );
-                    }
-                }
-            }
-            let all = Options {
-                all_rows: true,
-                ..base
-            };
-            assert_eq!(
-                logits(&bytes, &all, &picture),
-                expected,
-                "all rows of the last block"
-            );
+            let name = format!("W{weights:?}A{activations:?} {:?}", softmax.method);
+            same_everywhere(&bytes, methods(&softmax), &name);
         }
     }
+}
+
+#[test]
+fn neither_do_those_of_codebooks() {
+    for activations in [BitWidth::B2, BitWidth::B3, BitWidth::B4] {
+        for weights in BitWidth::ALL {
+            let bytes = file_with_codebooks(weights, activations);
+            let name = format!("W{weights:?}A{activations:?} with codebooks");
+            same_everywhere(&bytes, &[AttentionMethod::Decode], &name);
+        }
+    }
+}
+
+/// On every instruction set, by any number of threads, with any of `methods`.
+fn same_everywhere(bytes: &[u8], methods: &[AttentionMethod], name: &str) {
+    let picture = pixels(1);
+    let base = Options {
+        isa: Some(Isa::Portable),
+        ..Options::default()
+    };
+    let expected = logits(bytes, &base, &picture);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for threads in [1, 2, 5] {
+            for &attention in methods {
+                let options = Options {
+                    isa: Some(isa),
+                    threads,
+                    attention,
+                    all_rows: false,
+                };
+                assert_eq!(
+                    logits(bytes, &options, &picture),
+                    expected,
+                    "{name} on {isa:?}, {threads} threads, {attention:?}",
+                );
+            }
+        }
+    }
+    let all = Options {
+        all_rows: true,
+        ..base
+    };
+    assert_eq!(
+        logits(bytes, &all, &picture),
+        expected,
+        "{name}, all rows of the last block"
+    );
 }
 
 fn threads(threads: usize) -> Options {
@@ -269,6 +292,40 @@ fn an_observer_sees_whole_outputs_whatever_the_threads() {
     assert_eq!(one.0.len(), model.program().ops.len());
     for n in [2, 3, 40] {
         assert!(seen(n) == one, "{n} threads");
+    }
+}
+
+/// Checks the codes of buffers that have a codebook.
+struct Levels<'a>(&'a Model<'a>, usize);
+
+impl Observer for Levels<'_> {
+    fn after(&mut self, _: usize, output: BufferId, _: Range<usize>, view: View<'_>) {
+        let quant = self.0.quantization().activations[output.index()].as_ref();
+        let Some(codebook) = quant.and_then(|quant| quant.codebook.as_ref()) else {
+            return;
+        };
+        let View::Codes(codes) = view else {
+            panic!("a codebook is for codes");
+        };
+        let used = |level: &&u8| codes.contains(level);
+        assert!(codes.iter().all(|code| codebook.levels.contains(code)));
+        assert!(codebook.levels.iter().filter(used).count() > 4);
+        self.1 += 1;
+    }
+}
+
+/// LayerNorms, attentions, GELUs and the classifier's input hold levels, of
+/// which most are used.
+#[test]
+fn buffers_with_a_codebook_hold_its_levels() {
+    let bytes = file_with_codebooks(BitWidth::B4, BitWidth::B4);
+    let model = Model::parse(&bytes).expect("a valid file");
+    for n in [1, 2] {
+        let mut levels = Levels(&model, 0);
+        let mut session = Session::new(&model, &threads(n)).expect("runs here");
+        let run = session.run_observed(&pixels(1), &mut levels);
+        assert!(run.is_ok());
+        assert_eq!(levels.1, 4 * CONFIG.depth + 1);
     }
 }
 

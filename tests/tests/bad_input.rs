@@ -771,6 +771,15 @@ fn flags_out_of_range() {
             &["--resize", "--crop-pct"],
         ),
         (&["--mean", "127"], &["mean", "127"]),
+        (
+            &["-a", "8", "--normed-code", "codebook"],
+            &["--normed-code", "at most 4 bits", "8"],
+        ),
+        (
+            &["-a", "6", "--hidden-code", "shifted-log"],
+            &["--hidden-code", "at most 4 bits", "6"],
+        ),
+        (&["--normed-code", "shifted-log"], &["--normed-code"]),
     ] {
         folder.refuses(folder.quantize(&vit()).args(flags), words);
     }

@@ -639,6 +639,17 @@ fn every_softmax_quantizer_runs() {
 }
 
 #[test]
+fn every_code_of_activations_runs() {
+    let folder = Folder::new();
+    for hidden in ["uniform", "codebook", "shifted-log"] {
+        for [normed, bits] in [["uniform", "4"], ["codebook", "3"]] {
+            let flags = ["-a", bits, "--normed-code", normed, "--hidden-code", hidden];
+            makes_a_model_that_runs(&folder, VIT, &flags);
+        }
+    }
+}
+
+#[test]
 fn help_names_every_flag() {
     let flags: [(&str, &[&str]); 6] = [
         (

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! so a code may differ from the executor's only where `t` lies within `e` of
-//! halfway between two, and only by 1 while `e < scale`.
+//! halfway between two, and only by 1 while `e < scale`. With a codebook that is so
+//! of codes of its grid, and the levels must be those of such a code.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -26,7 +27,9 @@ use tpvit_models::{
     ActivationQuant, BitWidth, BufferId, Interpolation, Model, Op, Preprocess, Program, Resize,
     SoftmaxKind, SoftmaxMethod, SoftmaxQuant, TensorId,
 };
-use tpvit_quantizer::calibration::{FakeQuant, ObserveSettings, QuantPlan, Settings, fake_weights};
+use tpvit_quantizer::calibration::{
+    ActivationCode, FakeQuant, Granularity, ObserveSettings, QuantPlan, Settings, fake_weights,
+};
 use tpvit_quantizer::pipeline::{Job, quantize};
 use tpvit_quantizer::preprocessing::read_json;
 use tpvit_quantizer::reference::{Executor, Hook};
@@ -249,7 +252,8 @@ impl Forced<'_> {
     /// `e` apart have a tie between them with probability `e`: `expected` differ
     /// on average if every error is as large as its bound. But errors are random
     /// walks of roundings, of which the bounds are three deviations and more, and
-    /// whose mean size is 0.8 deviations: less than a third of `expected` differs,
+    /// whose mean size is 0.8 deviations (and with a codebook most ties are within
+    /// one level): less than a third of `expected` differs,
     /// and three for small numbers; in attention three times a head's channels,
     /// since the code of one key moves all of them.
     fn compare_codes(
@@ -274,14 +278,22 @@ impl Forced<'_> {
         let before_op = self.tally;
         for (i, (&code, &fake)) in codes.iter().zip(fake).enumerate() {
             let zero = f64::from(quant.zero_point_at(i % cols));
-            let last = f64::from(quant.bits.max_code());
+            let last = f64::from(quant.grid_bits().max_code());
             // Both sides multiply by the same reciprocal, rounded once.
             let inverse = f64::from(1.0 / quant.scale_at(i % cols));
             let t = f64::from(before[i]) * inverse;
             let e = bounds[i] * inverse + 2.0 * U * t.abs();
-            let off = (f64::from(code) - zero - t.clamp(-zero, last - zero)).abs();
+            let exact = t.clamp(-zero, last - zero) + zero;
+            let near = |fine: u8| (f64::from(fine) - exact).abs() <= 0.5 + e;
+            let is_right = match &quant.codebook {
+                None => near(code),
+                Some(codebook) => {
+                    let mut fine = (0..=u8::MAX).filter(|&fine| near(fine));
+                    fine.any(|fine| codebook.snap(fine) == code)
+                }
+            };
             assert!(
-                off <= 0.5 + e,
+                is_right,
                 "{}, element {i}: code {code} in integers, {fake} in f32 of {t}; bound {e:.2e}",
                 self.name(op)
             );
@@ -703,6 +715,27 @@ fn settings(weight_bits: BitWidth, act_bits: BitWidth, method: SoftmaxMethod) ->
     settings
 }
 
+#[test]
+fn every_codebook() {
+    for [normed, hidden] in [
+        [ActivationCode::Codebook, ActivationCode::Uniform],
+        [ActivationCode::Uniform, ActivationCode::Codebook],
+        [ActivationCode::Codebook, ActivationCode::ShiftedLog],
+    ] {
+        for (bits, per_channel) in [(BitWidth::B4, true), (BitWidth::B3, false)] {
+            let mut settings = settings(bits, bits, SoftmaxMethod::RowMax);
+            settings.normed_code = normed;
+            settings.hidden_code = hidden;
+            if !per_channel {
+                settings.codebook_shrink = 1.0;
+                settings.hidden = Granularity::PerTensor;
+            }
+            compare_fixture(VIT, settings);
+            compare_fixture(LAYERSCALE, settings);
+        }
+    }
+}
+
 const VIT: &str = "vit.opset17.onnx";
 const LAYERSCALE: &str = "vit_layerscale.opset17.onnx";
 
@@ -731,7 +764,7 @@ fn every_softmax_quantizer() {
 
 #[test]
 fn one_scale_for_all_and_wider_ends() {
-    use tpvit_quantizer::calibration::{BiasCorrection, Granularity};
+    use tpvit_quantizer::calibration::BiasCorrection;
     let mut coarse = settings(BitWidth::B4, BitWidth::B4, SoftmaxMethod::TulqA);
     coarse.values = Granularity::PerTensor;
     coarse.attention_output = Granularity::PerTensor;

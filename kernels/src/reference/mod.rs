@@ -10,6 +10,7 @@ pub mod gelu;
 pub mod gemm;
 pub mod layer_norm;
 pub mod quantize;
+pub mod snap;
 pub mod softmax_codes;
 mod sum16;
 pub mod unpack;

@@ -10,10 +10,11 @@
 )]
 
 use super::error::ParseError;
+use super::layout::FEATURE_CODEBOOK;
 use super::model::TensorPlace;
 use crate::preprocess::{Preprocess, Resize};
 use crate::program::{BufferId, Op, Program, TensorId};
-use crate::quant::{ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxQuant};
+use crate::quant::{ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxQuant};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -62,6 +63,14 @@ pub(super) fn quantization(program: &Program, quant: &Quantization) -> Result<()
                     found: quant.scale.len(),
                 });
             }
+            Some(ActivationQuant {
+                bits,
+                codebook: Some(codebook),
+                ..
+            }) => check_codebook(*bits, codebook).map_err(|rule| ParseError::Codebook {
+                buffer: buffer.name.clone(),
+                rule,
+            })?,
             Some(_) | None => {}
         }
     }
@@ -69,6 +78,40 @@ pub(super) fn quantization(program: &Program, quant: &Quantization) -> Result<()
         check_op(program, quant, index, op, softmax.as_ref())?;
     }
     Ok(())
+}
+
+fn check_codebook(bits: BitWidth, codebook: &Codebook) -> Result<(), &'static str> {
+    match bits {
+        BitWidth::B2 | BitWidth::B3 | BitWidth::B4 => {}
+        BitWidth::B6 | BitWidth::B8 => return Err("it must have at most 4 bits"),
+    }
+    if !codebook.thresholds.is_sorted() {
+        return Err("thresholds must ascend");
+    }
+    if !codebook.levels.is_sorted() {
+        return Err("levels must ascend");
+    }
+    Ok(())
+}
+
+/// The features that a reader of these quantizers must know.
+pub(super) fn features(quant: &Quantization) -> u32 {
+    let mut activations = quant.activations.iter().flatten();
+    match activations.any(|quant| quant.codebook.is_some()) {
+        true => FEATURE_CODEBOOK,
+        false => 0,
+    }
+}
+
+/// A file requires the features that it uses, and no others.
+pub(super) fn required(features: u32, used: u32) -> Result<(), ParseError> {
+    match features == used {
+        true => Ok(()),
+        false => Err(ParseError::Features {
+            required: features,
+            used,
+        }),
+    }
 }
 
 fn check_op(
@@ -89,6 +132,7 @@ fn check_op(
         } => {
             let softmax = softmax.ok_or(ParseError::NoSoftmaxQuant { op: index })?;
             check_softmax(softmax).map_err(|rule| ParseError::Softmax { op: index, rule })?;
+            no_codebook(program, quant, qkv)?;
             let q_and_k = heads.saturating_mul(head_dim).saturating_mul(2);
             uniform(program, quant, qkv, head_dim, q_and_k)
         }
@@ -103,6 +147,26 @@ fn needless(op: usize, softmax: Option<&SoftmaxQuant>) -> Result<(), ParseError>
         None => Ok(()),
         Some(_) => Err(ParseError::NeedlessSoftmaxQuant { op }),
     }
+}
+
+/// Attention multiplies codes of `bits` bits by each other.
+fn no_codebook(
+    program: &Program,
+    quant: &Quantization,
+    buffer: BufferId,
+) -> Result<(), ParseError> {
+    match activation(quant, buffer).and_then(|quant| quant.codebook.as_ref()) {
+        None => Ok(()),
+        Some(_) => Err(ParseError::Codebook {
+            buffer: buffer_name(program, buffer),
+            rule: "the input of attention cannot have one",
+        }),
+    }
+}
+
+fn buffer_name(program: &Program, buffer: BufferId) -> String {
+    let buffer = program.buffers.get(buffer.index());
+    buffer.map_or_else(String::new, |b| b.name.clone())
 }
 
 /// Within each `group` of the first `cols` columns of a buffer, scale and
@@ -127,9 +191,8 @@ fn uniform(
             first = Some(pair);
         }
         if first != Some(pair) {
-            let buffer = program.buffers.get(buffer.index());
             return Err(ParseError::MixedScale {
-                buffer: buffer.map_or_else(String::new, |b| b.name.clone()),
+                buffer: buffer_name(program, buffer),
                 col,
             });
         }
@@ -225,7 +288,7 @@ pub(super) fn sums(
 }
 
 fn max_code(quant: &Quantization, buffer: BufferId) -> u8 {
-    activation(quant, buffer).map_or(u8::MAX, |quant| quant.bits.max_code())
+    activation(quant, buffer).map_or(u8::MAX, |quant| quant.grid_bits().max_code())
 }
 
 fn largest_multiplier(softmax: &SoftmaxQuant) -> u16 {

@@ -209,6 +209,20 @@ pub enum ParseError {
         /// Scales found.
         found: usize,
     },
+    /// A codebook contradicts itself or is where none can be.
+    Codebook {
+        /// Name of the buffer.
+        buffer: String,
+        /// What must hold.
+        rule: &'static str,
+    },
+    /// The header requires other features than the file uses.
+    Features {
+        /// The bits in the header.
+        required: u32,
+        /// The bits it should have.
+        used: u32,
+    },
     /// The scale or zero point changes where one integer sum needs one value:
     /// within the input of a linear layer, or within a head of q or k.
     MixedScale {
@@ -423,6 +437,13 @@ impl fmt::Display for ParseError {
             } => write!(
                 f,
                 "buffer {buffer} has {found} scales, must have 1 or {expected}"
+            ),
+            ParseError::Codebook { buffer, rule } => {
+                write!(f, "codebook of buffer {buffer}: {rule}")
+            }
+            ParseError::Features { required, used } => write!(
+                f,
+                "the header requires features {required:#x}, the file uses {used:#x}"
             ),
             ParseError::MixedScale { buffer, col } => write!(
                 f,

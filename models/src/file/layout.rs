@@ -18,9 +18,13 @@ pub const MAGIC: [u8; 8] = *b"\x89TPV\r\n\x1a\n";
 /// [`Model::parse`](crate::Model::parse) reads.
 pub const VERSION: (u16, u16) = (1, 0);
 
+// Features a file may require (SPEC.md, section 2): a bit each.
+/// An activation has a codebook.
+pub(super) const FEATURE_CODEBOOK: u32 = 1;
+
 /// The feature bits this reader understands; a file that requires another one
 /// is refused.
-pub const SUPPORTED_FEATURES: u32 = 0;
+pub const SUPPORTED_FEATURES: u32 = FEATURE_CODEBOOK;
 
 /// Bytes to which sections, and tensors within DATA, are aligned: a cache line.
 pub const ALIGN: usize = 64;
@@ -68,6 +72,10 @@ pub(super) const GELU: u8 = 1;
 pub(super) const FLOAT: u8 = 0;
 pub(super) const WEIGHT: u8 = 1;
 pub(super) const FLOAT_BITS: u8 = 32;
+
+// Levels of an activation (SPEC.md, section 8).
+pub(super) const UNIFORM: u8 = 0;
+pub(super) const CODEBOOK: u8 = 1;
 
 // What attention codes are relative to (SPEC.md, section 8).
 pub(super) const ROW_MAX: u8 = 0;

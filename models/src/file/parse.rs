@@ -19,7 +19,7 @@ use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{
     Activation, Buffer, BufferId, MAX_SIZE, Op, Program, TensorId, TensorInfo, TensorRole,
 };
-use crate::quant::{ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxQuant};
+use crate::quant::{ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxQuant};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -58,6 +58,7 @@ pub(super) fn info(file: Container<'_>) -> Result<ModelInfo<'_>, ParseError> {
     let places = places(&file, &entries)?;
     let quantization = quantization(&file, &program)?;
     check::quantization(&program, &quantization)?;
+    check::required(file.features, check::features(&quantization))?;
     check::sums(&program, &quantization, &places)?;
     let preprocess = preprocess(&file)?;
     check::crop(&program, &preprocess)?;
@@ -442,21 +443,41 @@ fn quantization(file: &Container<'_>, program: &Program) -> Result<Quantization,
 
 fn activation_quant(at: &mut Cursor<'_>) -> Result<ActivationQuant, ParseError> {
     let bits = at.bits()?;
-    at.reserved::<1>()?;
+    let offset = at.offset();
+    let has_codebook = match at.u8()? {
+        layout::UNIFORM => false,
+        layout::CODEBOOK => true,
+        _ => return Err(at.value_at("kind of levels", offset)),
+    };
     let count = at.count("scales", 4 + 1)?;
     let mut scale = Vec::with_capacity(count);
     for _ in 0..count {
         scale.push(read_scale(at)?);
     }
     let offset = at.offset();
-    let zero_point = at.bytes(count)?;
-    if zero_point.iter().any(|&zero| zero > bits.max_code()) {
-        return Err(at.value_at("zero point", offset));
-    }
-    Ok(ActivationQuant {
+    let zero_point = at.bytes(count)?.to_vec();
+    let codebook = match has_codebook {
+        false => None,
+        true => Some(codebook(at, bits)?),
+    };
+    let quant = ActivationQuant {
         bits,
         scale,
-        zero_point: zero_point.to_vec(),
+        zero_point,
+        codebook,
+    };
+    let most = quant.grid_bits().max_code();
+    if quant.zero_point.iter().any(|&zero| zero > most) {
+        return Err(at.value_at("zero point", offset));
+    }
+    Ok(quant)
+}
+
+fn codebook(at: &mut Cursor<'_>, bits: BitWidth) -> Result<Codebook, ParseError> {
+    let levels = layout::codes_of(bits);
+    Ok(Codebook {
+        thresholds: at.bytes(levels.saturating_sub(1))?.to_vec(),
+        levels: at.bytes(levels)?.to_vec(),
     })
 }
 

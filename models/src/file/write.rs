@@ -3,6 +3,7 @@
 //! The result is read back before it is returned, so whatever
 //! [`Model::parse`] refuses, [`write()`] refuses too.
 
+use super::check;
 use super::container::SectionKind;
 use super::error::ParseError;
 use super::layout::{
@@ -13,7 +14,7 @@ use crate::dense;
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{Activation, Op, Program, TensorInfo, TensorRole};
 use crate::quant::{
-    ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxQuant, WeightQuant,
+    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxQuant, WeightQuant,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -159,13 +160,13 @@ pub fn write(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         ),
         (SectionKind::Data, data),
     ];
-    let file = assemble(sections);
+    let file = assemble(check::features(&model.quantization), sections);
     Model::parse(&file).map_err(WriteError::Invalid)?;
     Ok(file)
 }
 
 /// Header, table, sections; SPEC.md, sections 2 and 3.
-fn assemble<const N: usize>(sections: [(SectionKind, Vec<u8>); N]) -> Vec<u8> {
+fn assemble<const N: usize>(features: u32, sections: [(SectionKind, Vec<u8>); N]) -> Vec<u8> {
     let table_end = HEADER_LEN + sections.len() * ENTRY_LEN;
     let mut table = Vec::with_capacity(table_end - HEADER_LEN);
     let mut end = table_end;
@@ -183,7 +184,7 @@ fn assemble<const N: usize>(sections: [(SectionKind, Vec<u8>); N]) -> Vec<u8> {
     file.extend_from_slice(&MAGIC);
     u16(&mut file, VERSION.0);
     u16(&mut file, VERSION.1);
-    u32(&mut file, 0); // no feature is required
+    u32(&mut file, features);
     u64(&mut file, end);
     u32(&mut file, N as u32); // seven
     debug_assert_eq!(file.len(), HEADER_CRC_AT);
@@ -442,12 +443,23 @@ fn activation_quant(
 ) -> Result<(), WriteError> {
     let scales = quant.scale.len();
     length("zero points", buffer, scales, quant.zero_point.len())?;
-    out.extend([quant.bits.bits() as u8, 0]);
+    let levels = match quant.codebook {
+        None => layout::UNIFORM,
+        Some(_) => layout::CODEBOOK,
+    };
+    out.extend([quant.bits.bits() as u8, levels]);
     size(out, "scale count", scales)?;
     for &scale in &quant.scale {
         f32(out, scale);
     }
     out.extend_from_slice(&quant.zero_point);
+    if let Some(Codebook { thresholds, levels }) = &quant.codebook {
+        let codes = codes_of(quant.bits);
+        length("thresholds", buffer, codes - 1, thresholds.len())?;
+        length("levels", buffer, codes, levels.len())?;
+        out.extend_from_slice(thresholds);
+        out.extend_from_slice(levels);
+    }
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 //! counts. It must never change; a new version of the format gets a new file.
 
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, Buffer, BufferId, Interpolation, ModelData, Op,
-    Preprocess, Program, Quantization, Resize, SoftmaxKind, SoftmaxMethod, SoftmaxQuant,
+    Activation, ActivationQuant, BitWidth, Buffer, BufferId, Codebook, Interpolation, ModelData,
+    Op, Preprocess, Program, Quantization, Resize, SoftmaxKind, SoftmaxMethod, SoftmaxQuant,
     TensorData, TensorId, TensorInfo, TensorRole, WeightQuant,
 };
 
@@ -28,6 +28,7 @@ pub(crate) fn golden() -> ModelData {
         bits: B4,
         scale: vec![0.25, 0.5, 0.125, 0.5, 0.0625, 0.03125],
         zero_point: vec![8, 7, 6, 5, 4, 3],
+        codebook: None,
     };
     let norm = m.layer_norm("blocks.0.norm1", x, B3);
     let qkv = m.linear("blocks.0.attn.qkv", norm, (6, B4), Some(quant));
@@ -78,11 +79,33 @@ pub(crate) fn golden() -> ModelData {
     }
 }
 
+/// [`golden`] with a codebook for the input of the second block's qkv.
+pub(crate) fn with_codebook() -> ModelData {
+    let mut data = golden();
+    let norm = data
+        .program
+        .buffers
+        .iter()
+        .position(|b| b.name == "blocks.1.norm1");
+    let quant = &mut data.quantization.activations[norm.expect("a buffer of that name")];
+    *quant = Some(ActivationQuant {
+        bits: B2,
+        scale: vec![0.125],
+        zero_point: vec![100],
+        codebook: Some(Codebook {
+            thresholds: vec![40, 90, 160],
+            levels: vec![20, 64, 120, 200],
+        }),
+    });
+    data
+}
+
 fn one_scale(bits: BitWidth) -> ActivationQuant {
     ActivationQuant {
         bits,
         scale: vec![0.5],
         zero_point: vec![bits.center()],
+        codebook: None,
     }
 }
 

@@ -45,6 +45,9 @@ pub(crate) fn random_vit() -> impl Strategy<Value = ModelData> {
                 classes,
             };
             let mut data = synthetic::vit(config, w, a, &softmax, seed);
+            if seed % 2 == 0 {
+                synthetic::add_codebooks(&mut data);
+            }
             data.labels[0] = text.0;
             data.provenance = text.1;
             if seed % 3 == 0 {

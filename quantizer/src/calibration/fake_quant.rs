@@ -6,7 +6,7 @@
 //! different is the rounding of long f32 sums that the runtime does exactly,
 //! in integers; it moves a value across a rounding boundary now and then.
 
-use tpvit_models::{BufferId, Op, Program, Quantization, SoftmaxKind, SoftmaxQuant};
+use tpvit_models::{BufferId, Codebook, Op, Program, Quantization, SoftmaxKind, SoftmaxQuant};
 
 use super::plan::QuantPlan;
 use crate::quantizers::softmax::quantize_row;
@@ -63,7 +63,8 @@ impl Hook for FakeQuant<'_> {
             return;
         };
         let cols = self.cols(id);
-        let last = f32::from(quant.bits.max_code());
+        let last = f32::from(quant.grid_bits().max_code());
+        let levels = quant.codebook.as_ref().map(levels);
         let scales: Vec<f32> = (0..cols).map(|c| quant.scale_at(c)).collect();
         let zeros: Vec<f32> = (0..cols).map(|c| quant.zero_point_at(c).into()).collect();
         let inverses: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
@@ -73,6 +74,9 @@ impl Hook for FakeQuant<'_> {
             for (col, x) in row.iter_mut().enumerate() {
                 let zero = zeros[col];
                 *x = round_even((*x * inverses[col]).clamp(-zero, last - zero));
+                if let Some(levels) = &levels {
+                    *x = levels[(*x + zero) as usize] - zero;
+                }
             }
             if self.recording {
                 codes.extend(row.iter().zip(&zeros).map(|(q, z)| (q + z) as u8));
@@ -95,6 +99,11 @@ impl Hook for FakeQuant<'_> {
         }
         true
     }
+}
+
+/// The level of each code of the grid.
+fn levels(codebook: &Codebook) -> [f32; 256] {
+    std::array::from_fn(|fine| codebook.snap(fine as u8).into())
 }
 
 /// `t = (max - x) * log2(e)`, and for static codes `+ log2(sum of 2^-t)`.

@@ -33,6 +33,8 @@ pub use observe::{Observations, ObserveSettings, observe};
 pub(crate) use observers::mix;
 pub use observers::{BufferStats, Columns, Histogram};
 pub(crate) use plan::folded_weight;
-pub use plan::{BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan};
+pub use plan::{
+    ActivationCode, BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan,
+};
 pub use reparameterise::reparameterise;
 pub use report::{LayerError, kl_divergence, report};

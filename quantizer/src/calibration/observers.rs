@@ -219,6 +219,14 @@ impl BufferStats {
         Distribution::from_sample(values, self.columns.low[col], self.columns.high[col])
     }
 
+    /// The rows that were kept, the exact bounds of the channels after them:
+    /// the rarest values of a Vision Transformer matter most.
+    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        let kept = self.samples.iter();
+        let kept = kept.flat_map(|s| s.chunks_exact(self.columns.cols()));
+        kept.chain([&self.columns.low[..], &self.columns.high[..]])
+    }
+
     /// The distribution of all values of the channels `range`.
     ///
     /// # Panics

@@ -8,8 +8,8 @@
 //! | attention's output, GELU's output | per channel | its scale is folded into the next weight |
 
 use tpvit_models::{
-    ActivationQuant, BitWidth, BufferId, Op, Program, Quantization, SoftmaxMethod, SoftmaxQuant,
-    WeightQuant,
+    ActivationQuant, BitWidth, BufferId, Codebook, Op, Program, Quantization, SoftmaxMethod,
+    SoftmaxQuant, WeightQuant,
 };
 
 use rayon::prelude::*;
@@ -17,16 +17,21 @@ use rayon::prelude::*;
 use super::observe::Observations;
 use super::observers::BufferStats;
 use super::reparameterise::reparameterise;
+use crate::quantizers::codebook::Grid;
 use crate::quantizers::log2::Log2;
 use crate::quantizers::row_maximum::RowMaximum;
 use crate::quantizers::sulq::Sulq;
 use crate::quantizers::truncated_uniform_log2::{LastCode, TruncatedUniformLog2};
+use crate::quantizers::uniform::round_even;
 use crate::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint, weight};
 use crate::weights::Weights;
 
 /// No channel's scale is below this fraction of its buffer's largest: a
 /// channel that was silent in calibration may speak later.
 const SMALLEST_SCALE: f32 = 1.0 / 1024.0;
+
+/// Grids that are tried for a codebook, each of 0.9 the range of the one before.
+const GRIDS: i32 = 12;
 
 /// What shares a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +53,18 @@ pub enum BiasCorrection {
     PatchEmbedding,
     /// All.
     Always,
+}
+
+/// What the codes of a layer's input stand for, where they have at most 4 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivationCode {
+    /// Evenly spaced levels.
+    Uniform,
+    /// Levels of an 8-bit grid with the least squared error.
+    Codebook,
+    /// Levels of an 8-bit grid that approach their minimum logarithmically: for
+    /// GELU's output.
+    ShiftedLog,
 }
 
 /// How attention is quantized.
@@ -88,6 +105,15 @@ pub struct Settings {
     /// mean: 1 for the fitted scales, 0 for one scale. Less than 1 clips the
     /// widest channels and evens out the weight that takes the scales.
     pub shrink: f32,
+    /// Of the outputs of LayerNorms. Buffers of more than 4 bits are uniform
+    /// whatever is said here and in `hidden_code`.
+    pub normed_code: ActivationCode,
+    /// Of the inputs of linear layers that `hidden` is about.
+    pub hidden_code: ActivationCode,
+    /// Exponent on the per-channel scales of buffers that have a codebook,
+    /// instead of `shrink` or of RepQ-ViT's 1: the levels serve channels of
+    /// different widths, and the weight that takes the scales is the evener.
+    pub codebook_shrink: f32,
     /// Whether the weights' ranges count a column by the variance of its input.
     pub weight_importance: bool,
     /// Which biases make up for the mean error of their weights.
@@ -149,6 +175,9 @@ impl Settings {
             attention_output: Granularity::PerChannel,
             hidden: Granularity::PerChannel,
             shrink: 0.8,
+            normed_code: ActivationCode::Uniform,
+            hidden_code: ActivationCode::Uniform,
+            codebook_shrink: 0.5,
             weight_importance: true,
             bias_correction: BiasCorrection::PatchEmbedding,
         }
@@ -236,7 +265,7 @@ impl Planner<'_> {
             Op::Attention { head_dim, .. } => {
                 let granularity = self.settings.attention_output;
                 let channels = self.fit_channels(bits, stats, granularity, head_dim);
-                self.per_column(id, bits, stats, channels)
+                self.per_column(id, bits, stats, channels, None)
             }
             Op::PatchEmbed { .. } | Op::Linear { .. } | Op::SelectToken { .. } => {
                 match self.reader_heads(id) {
@@ -244,7 +273,8 @@ impl Planner<'_> {
                     None => {
                         let cols = stats.columns.cols();
                         let channels = self.fit_channels(bits, stats, self.settings.hidden, cols);
-                        self.per_column(id, bits, stats, channels)
+                        let levels = Levels::new(self.settings.hidden_code, bits);
+                        self.per_column(id, bits, stats, channels, levels)
                     }
                 }
             }
@@ -302,7 +332,12 @@ impl Planner<'_> {
                 *channel = Affine::from_range(bits, ZeroPoint::Free, middle - half, middle + half);
             }
         }
-        let joint = reparameterise(self.program, weights, id, bits, &channels);
+        let codebook = Levels::new(self.settings.normed_code, bits).map(|levels| {
+            shrink_around_middle(bits, &mut channels, self.settings.codebook_shrink);
+            levels.fit(ZeroPoint::Free, stats, &mut channels)
+        });
+        let grid_bits = codebook.as_ref().map_or(bits, |_| BitWidth::B8);
+        let joint = reparameterise(self.program, weights, id, grid_bits, &channels);
         // x' = s~ * (x / s + z - z~)
         self.moments[id.index()] = Some(moments(stats, |col, mean, variance| {
             let ratio = f64::from(joint.scale) / f64::from(channels[col].scale);
@@ -314,6 +349,7 @@ impl Planner<'_> {
             bits,
             scale: vec![joint.scale],
             zero_point: vec![joint.zero_point as u8],
+            codebook,
         }
     }
 
@@ -381,11 +417,17 @@ impl Planner<'_> {
         bits: BitWidth,
         stats: &BufferStats,
         mut channels: Vec<Affine>,
+        levels: Option<Levels>,
     ) -> ActivationQuant {
         let folded = channels.len() > 1;
         if folded {
-            shrink(&mut channels, self.settings.shrink);
+            let exponent = match levels {
+                None => self.settings.shrink,
+                Some(_) => self.settings.codebook_shrink,
+            };
+            shrink(&mut channels, exponent);
         }
+        let codebook = levels.map(|levels| levels.fit(ZeroPoint::Code, stats, &mut channels));
         self.moments[id.index()] = Some(moments(stats, |col, mean, variance| {
             if !folded {
                 return (mean, variance);
@@ -393,7 +435,10 @@ impl Planner<'_> {
             let scale = f64::from(channels[col].scale);
             (mean / scale, variance / (scale * scale))
         }));
-        activation(bits, &channels)
+        ActivationQuant {
+            codebook,
+            ..activation(bits, &channels)
+        }
     }
 
     fn attention(&mut self, index: usize) {
@@ -503,6 +548,7 @@ fn activation(bits: BitWidth, channels: &[Affine]) -> ActivationQuant {
         bits,
         scale: channels.iter().map(|c| c.scale).collect(),
         zero_point: channels.iter().map(|c| c.zero_point as u8).collect(),
+        codebook: None,
     }
 }
 
@@ -514,6 +560,88 @@ fn shrink(channels: &mut [Affine], exponent: f32) {
         let scale = mean * (channel.scale / mean).powf(exponent);
         channel.scale = scale.max(SMALLEST_SCALE * largest);
     }
+}
+
+/// As [`shrink`], for quantizers of `bits` bits that need not hold 0: the middle
+/// of each range stays where it is.
+fn shrink_around_middle(bits: BitWidth, channels: &mut [Affine], exponent: f32) {
+    let middles: Vec<f32> = channels.iter().map(|c| middle(bits, c)).collect();
+    shrink(channels, exponent);
+    for (channel, middle) in channels.iter_mut().zip(middles) {
+        let centre = 0.5 * f32::from(bits.max_code());
+        channel.zero_point = round_even(centre - middle / channel.scale) as i32;
+    }
+}
+
+/// How the levels of a codebook are chosen.
+struct Levels {
+    choose: fn(&Grid, BitWidth) -> Codebook,
+    bits: BitWidth,
+}
+
+impl Levels {
+    /// `None` for uniform ones.
+    fn new(code: ActivationCode, bits: BitWidth) -> Option<Self> {
+        let choose = match code {
+            ActivationCode::Uniform => return None,
+            ActivationCode::Codebook => Grid::least_squares,
+            ActivationCode::ShiftedLog => Grid::shifted_log,
+        };
+        (bits <= BitWidth::B4).then_some(Levels { choose, bits })
+    }
+
+    /// Levels that serve all channels, each divided by its scale; the channels
+    /// become those of the 8-bit grid that holds the levels.
+    ///
+    /// With [`ZeroPoint::Free`] what is divided is the distance from the middle
+    /// of a channel's range. Every channel counts the same, as its scale is folded
+    /// into the next weight: counting it by that weight, or by its scale, was
+    /// worse on held-back calibration pictures of ViT-Ti/16.
+    fn fit(self, zero: ZeroPoint, stats: &BufferStats, channels: &mut [Affine]) -> Codebook {
+        let middle = |channel: &Affine| match zero {
+            ZeroPoint::Code => 0.0,
+            ZeroPoint::Free => middle(self.bits, channel),
+        };
+        let columns: Vec<(f32, f32)> = channels.iter().map(|c| (middle(c), c.scale)).collect();
+        let values: Vec<f32> = stats
+            .rows()
+            .flat_map(|row| row.iter().zip(columns.iter().cycle()))
+            .map(|(&x, &(middle, scale))| (x - middle) / scale)
+            .collect();
+        let (grid, codebook) = self.search(zero, &values);
+        for channel in channels {
+            let middle = middle(channel);
+            channel.scale *= grid.scale;
+            channel.zero_point = grid.zero_point - round_even(middle / channel.scale) as i32;
+        }
+        codebook
+    }
+
+    /// The grid and its levels with the least error: a grid for all that was
+    /// seen, or one that clips some of it.
+    fn search(&self, zero: ZeroPoint, values: &[f32]) -> (Affine, Codebook) {
+        let low = values.iter().copied().fold(0.0, f32::min);
+        let high = values.iter().copied().fold(0.0, f32::max);
+        let candidates = (0..GRIDS).into_par_iter().map(|step| {
+            let factor = 0.9f32.powi(step);
+            let low = match zero {
+                ZeroPoint::Code => low, // GELU's minimum is never rare
+                ZeroPoint::Free => low * factor,
+            };
+            let affine = Affine::from_range(BitWidth::B8, ZeroPoint::Code, low, high * factor);
+            let grid = Grid::new(affine, values.iter().map(|&x| (x, 1.0)));
+            let codebook = (self.choose)(&grid, self.bits);
+            (grid.error(&codebook), affine, codebook)
+        });
+        let best = candidates.min_by(|a, b| a.0.total_cmp(&b.0));
+        let (_, affine, codebook) = best.expect("there are grids");
+        (affine, codebook)
+    }
+}
+
+/// The middle of the range of a quantizer of `bits` bits.
+fn middle(bits: BitWidth, channel: &Affine) -> f32 {
+    channel.scale * (0.5 * f32::from(bits.max_code()) - channel.zero_point as f32)
 }
 
 /// Moments of a buffer's columns, changed by `map(column, mean, variance)`.
@@ -541,13 +669,16 @@ pub(super) fn correct_bias(bias: &mut [f32], target: &[f32], quant: &WeightQuant
 }
 
 fn describe(quant: &ActivationQuant) -> String {
-    let bits = quant.bits.bits();
+    let bits = match quant.codebook {
+        None => format!("{} bits", quant.bits.bits()),
+        Some(_) => format!("{} bits, a codebook", quant.bits.bits()),
+    };
     match quant.scale.len() {
-        1 => format!("output {bits} bits, scale {:.3e}", quant.scale[0]),
+        1 => format!("output {bits}, scale {:.3e}", quant.scale[0]),
         n => {
             let low = quant.scale.iter().copied().fold(f32::INFINITY, f32::min);
             let high = quant.scale.iter().copied().fold(0.0, f32::max);
-            format!("output {bits} bits, {n} scales, {low:.3e} to {high:.3e}")
+            format!("output {bits}, {n} scales, {low:.3e} to {high:.3e}")
         }
     }
 }

@@ -146,7 +146,7 @@ impl Peak {
             .context("the input of a linear layer is not coded")?;
         Ok(Peak {
             kernels: Kernels::for_isa(session.isa()).context("the session's ISA is gone")?,
-            act_max: codes.bits.max_code(),
+            act_max: codes.grid_bits().max_code(),
             weight_bits: model.weight_bits(weight),
             gmacs: 0.0,
             instructions: "",

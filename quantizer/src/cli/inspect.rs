@@ -145,7 +145,14 @@ fn activation_text(quant: &ActivationQuant) -> String {
     } else {
         format!("{low:.3e}..{high:.3e}")
     };
-    format!("{} bit per {per}, scale {scale}", quant.bits.bits())
+    let levels = match &quant.codebook {
+        None => String::new(),
+        Some(codebook) => {
+            let levels: Vec<String> = codebook.levels.iter().map(u8::to_string).collect();
+            format!(", levels {} of 0..255", levels.join(" "))
+        }
+    };
+    format!("{} bit per {per}, scale {scale}{levels}", quant.bits.bits())
 }
 
 fn softmax_text(quant: &SoftmaxQuant) -> String {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use tpvit_models::{BitWidth, Preprocess, SoftmaxMethod, TensorRole};
-use tpvit_quantizer::calibration::{Compensation, ObserveSettings, Settings};
+use tpvit_quantizer::calibration::{ActivationCode, Compensation, ObserveSettings, Settings};
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
 use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures;
@@ -87,6 +87,12 @@ pub(crate) struct MethodArgs {
     /// Divide each row of attention by the sum of its integers (row-max always does)
     #[arg(long)]
     renormalise: bool,
+    /// Levels of LayerNorms' outputs, for at most 4 activation bits
+    #[arg(long, value_enum, default_value = "uniform")]
+    normed_code: NormedCodeArg,
+    /// Levels of GELU's output, for at most 4 activation bits
+    #[arg(long, value_enum, default_value = "uniform")]
+    hidden_code: HiddenCodeArg,
     /// How an activation's range is found
     #[arg(long, value_enum, default_value = "mse")]
     observer: ObserverArg,
@@ -120,6 +126,24 @@ pub(crate) enum SoftmaxArg {
     Log2,
     /// I&S-ViT's shift-uniform-log2, with 2^b levels
     Sulq,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NormedCodeArg {
+    /// Evenly spaced
+    Uniform,
+    /// 2^b of the 256 levels of an 8-bit code, with the least squared error
+    Codebook,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum HiddenCodeArg {
+    /// Evenly spaced
+    Uniform,
+    /// 2^b of the 256 levels of an 8-bit code, with the least squared error
+    Codebook,
+    /// The same, their distances from the smallest in equal ratios
+    ShiftedLog,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -167,6 +191,25 @@ impl MethodArgs {
             SoftmaxArg::Log2 => SoftmaxMethod::Log2,
             SoftmaxArg::Sulq => SoftmaxMethod::Sulq,
         };
+        settings.normed_code = match self.normed_code {
+            NormedCodeArg::Uniform => ActivationCode::Uniform,
+            NormedCodeArg::Codebook => ActivationCode::Codebook,
+        };
+        settings.hidden_code = match self.hidden_code {
+            HiddenCodeArg::Uniform => ActivationCode::Uniform,
+            HiddenCodeArg::Codebook => ActivationCode::Codebook,
+            HiddenCodeArg::ShiftedLog => ActivationCode::ShiftedLog,
+        };
+        for (option, code) in [
+            ("--normed-code", settings.normed_code),
+            ("--hidden-code", settings.hidden_code),
+        ] {
+            anyhow::ensure!(
+                code == ActivationCode::Uniform || self.act_bits <= BitWidth::B4,
+                "{option} is for activations of at most 4 bits, not {}: add -a 4 or -a 3",
+                self.act_bits.bits()
+            );
+        }
         settings.softmax.bits = self.softmax_bits;
         settings.softmax.integer_step = self.integer_steps;
         settings.softmax.renormalise = self.renormalise.then_some(true);

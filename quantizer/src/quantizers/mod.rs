@@ -3,6 +3,7 @@
 //! | file | for | levels at `b` bits |
 //! |---|---|---|
 //! | [`uniform`] | activations | `2^b`, evenly spaced |
+//! | [`codebook`] | activations of at most 4 bits | `2^b` of an 8-bit grid |
 //! | [`weight`] | weights, per output channel | `2^b`, evenly spaced |
 //! | [`gptq`] | the same, rounded so that errors cancel in the output | `2^b`, evenly spaced |
 //! | [`log2`], [`sulq`], [`truncated_uniform_log2`], [`row_maximum`] | post-softmax attention, behind [`SoftmaxQuantizer`] | `2^b`, denser near zero |
@@ -10,6 +11,7 @@
 //! Each ends in plain data of `tpvit-models`; which one to use, and on what
 //! statistics, is decided in [`crate::calibration`].
 
+pub mod codebook;
 pub mod gptq;
 pub mod log2;
 mod octave_histogram;

@@ -350,6 +350,22 @@ vectorised! {
 }
 
 vectorised! {
+    /// [`quantize`] to a codebook: `snapped[code]` is the code that `code` of
+    /// the grid is snapped to.
+    pub(super) fn quantize_snapped(grid: Grid<'_>, snapped: &[f32; 256], x: &[f32], value: &mut [f32]) {
+        let cols = grid.inverse.len();
+        for (x, value) in x.chunks_exact(cols).zip(value.chunks_exact_mut(cols)) {
+            for c in 0..cols {
+                let v = clamp(x[c] * grid.inverse[c], [grid.low[c], grid.high[c]]);
+                let code = ((v + MAGIC) - MAGIC) - grid.low[c];
+                // The grid has 256 codes: the cast keeps them all.
+                value[c] = (snapped[usize::from(code as u8)] + grid.low[c]) * grid.unit[c];
+            }
+        }
+    }
+}
+
+vectorised! {
     /// Straight-through backward of [`quantize`]: `grad`, of the value, becomes
     /// that of x; `d_log_scale[c]` gains the gradient of `log(scale[c])`.
     ///

@@ -30,6 +30,8 @@ pub(super) struct Site {
     low: Vec<f32>,
     high: Vec<f32>,
     unit: Vec<f32>,
+    /// By code of the grid, the code it is snapped to; `None` for itself.
+    snapped: Option<Box<[f32; 256]>>,
     /// The next weight contains the scales: the buffer holds codes, less their
     /// zero point.
     folded: bool,
@@ -40,13 +42,17 @@ impl Site {
     pub(super) fn new(quant: &ActivationQuant, cols: usize, folded: bool) -> Self {
         let folded = folded && quant.scale.len() > 1;
         let zero = |c| f32::from(quant.zero_point_at(c));
-        let last = f32::from(quant.bits.max_code());
+        let last = f32::from(quant.grid_bits().max_code());
         let mut site = Site {
             scale: (0..cols).map(|c| quant.scale_at(c)).collect(),
             inverse: vec![0.0; cols],
             low: (0..cols).map(|c| -zero(c)).collect(),
             high: (0..cols).map(|c| last - zero(c)).collect(),
             unit: vec![1.0; cols],
+            snapped: quant.codebook.as_ref().map(|book| {
+                let code = |fine: usize| f32::from(book.snap(fine as u8));
+                Box::new(std::array::from_fn(code))
+            }),
             folded,
         };
         site.update();
@@ -285,7 +291,10 @@ impl Network<'_> {
             if let Some(site) = &self.view.sites[id] {
                 let coded = &mut tape.coded[id];
                 coded.resize(out.len(), 0.0);
-                math::quantize(site.grid(), &out, coded);
+                match &site.snapped {
+                    None => math::quantize(site.grid(), &out, coded),
+                    Some(table) => math::quantize_snapped(site.grid(), table, &out, coded),
+                }
                 if let Some(drop) = drop {
                     site.pass(&out, &mut tape.scratch);
                     math::copy_some(coded, &tape.scratch, drop.salt(id), drop.of_256);

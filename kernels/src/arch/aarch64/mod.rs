@@ -6,3 +6,4 @@ mod lanes;
 pub(crate) mod neon;
 mod peak;
 mod rows;
+mod snap;

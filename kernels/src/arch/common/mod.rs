@@ -9,5 +9,6 @@ pub(crate) mod lanes;
 pub(crate) mod panels;
 pub(crate) mod rows;
 pub(crate) mod scratch;
+pub(crate) mod snap;
 pub(crate) mod softmax;
 pub(crate) mod widen;

@@ -6,7 +6,7 @@ mod peak;
 mod tile;
 
 use crate::{
-    ActQuant, Isa, Kernels,
+    ActCodebook, ActQuant, Isa, Kernels,
     arch::common::{float, lanes::Arrays},
     table::{Functions, NormCall},
 };
@@ -26,6 +26,7 @@ pub(crate) const FUNCTIONS: Functions = Functions {
     layer_norm,
     layer_norm_codes,
     quantize,
+    snap,
     add,
     attention_pack_len: attention::attention_pack_len,
     attention_pack: attention::attention_pack,
@@ -48,6 +49,23 @@ fn layer_norm_codes(call: &NormCall, quant: &ActQuant, out: &mut [u8]) {
 
 fn quantize(x: &[f32], d: usize, quant: &ActQuant, out: &mut [u8]) {
     float::quantize(Arrays, x, d, quant, out);
+}
+
+/// One look-up for each code: the level of every byte is found first.
+fn snap(book: &ActCodebook, codes: &mut [u8]) {
+    let mut table = [0; 256];
+    let mut start = 0;
+    for (&level, &threshold) in book.levels.iter().zip(book.thresholds) {
+        let end = usize::from(threshold) + 1;
+        table[start..end].fill(level);
+        start = end;
+    }
+    if let Some(&last) = book.levels.last() {
+        table[start..].fill(last);
+    }
+    for code in codes {
+        *code = table[usize::from(*code)];
+    }
 }
 
 fn add(x: &[f32], y: &[f32], out: &mut [f32]) {

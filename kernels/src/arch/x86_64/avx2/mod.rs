@@ -7,6 +7,7 @@ pub(super) mod codes;
 mod gemm;
 pub(super) mod lanes;
 mod peak;
+pub(super) mod snap;
 mod tile;
 
 use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Functions};
@@ -23,6 +24,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
         layer_norm,
         layer_norm_codes,
         quantize,
+        snap: snap::snap,
         add,
         attention_pack_len: attention::attention_pack_len,
         attention_pack: attention::attention_pack,
