@@ -1,6 +1,7 @@
 //! Calibration: from a float network and some pictures to how it is quantized.
 //!
 //! ```text
+//! rotate    Weights              -> Weights         the same function with fewer outliers, if asked for
 //! observe   pictures             -> Observations    what flows through each buffer
 //! plan      Observations         -> QuantPlan       scales, zero points, softmax codes, weights
 //! compensate  QuantPlan           -> QuantPlan       weights rounded so that their errors cancel
@@ -19,16 +20,20 @@
 
 mod compensate;
 mod fake_quant;
+mod hadamard;
 mod observe;
 mod observers;
 mod plan;
 mod reparameterise;
 mod report;
+mod rotate;
 
 pub use compensate::{Compensation, Decision, LayerGroup, compensate, steps};
 pub use fake_quant::{FakeQuant, fake_weights};
+pub use hadamard::{Orthogonal, Signs};
 pub use observe::{Observations, ObserveSettings, observe};
 pub use observers::{BufferStats, Columns, Histogram};
 pub use plan::{BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan};
 pub use reparameterise::reparameterise;
 pub use report::{LayerError, kl_divergence, report};
+pub use rotate::{RotateError, Rotation, rotate};
