@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use tpvit_models::{BitWidth, Preprocess, SoftmaxMethod, TensorRole};
-use tpvit_quantizer::calibration::{Compensation, ObserveSettings, Settings};
+use tpvit_quantizer::calibration::{Compensation, ObserveSettings, Rotation, Settings, rotate};
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
 use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures;
@@ -87,9 +87,28 @@ pub(crate) struct MethodArgs {
     /// The percentile of `--observer percentile`
     #[arg(long, default_value_t = 99.99, value_name = "PERCENT")]
     percentile: f64,
-    /// Chooses which rows of which pictures are remembered
+    /// What is rotated beforehand, in the weights alone: the same function with fewer outliers
+    #[arg(long, value_enum, default_value = "none")]
+    rotate: RotateArg,
+    /// Chooses which rows of which pictures are remembered, and the rotations
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RotateArg {
+    /// Nothing
+    None,
+    /// The residual stream
+    Residual,
+    /// The values of each head
+    Values,
+    /// Queries and keys of each head
+    QueryKey,
+    /// Values, queries and keys
+    Heads,
+    /// All of them
+    All,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -174,6 +193,24 @@ impl MethodArgs {
         }
     }
 
+    /// The rotation these flags describe, if any.
+    fn rotation(&self) -> Option<Rotation> {
+        let (residual, values, query_key) = match self.rotate {
+            RotateArg::None => return None,
+            RotateArg::Residual => (true, false, false),
+            RotateArg::Values => (false, true, false),
+            RotateArg::QueryKey => (false, false, true),
+            RotateArg::Heads => (false, true, true),
+            RotateArg::All => (true, true, true),
+        };
+        Some(Rotation {
+            residual,
+            values,
+            query_key,
+            seed: self.seed,
+        })
+    }
+
     pub(crate) fn observe(&self) -> ObserveSettings {
         ObserveSettings {
             seed: self.seed,
@@ -203,6 +240,16 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     imported
         .weights
         .fold_preprocessing(&imported.program, preprocess.mean, preprocess.std);
+    let mut source = source(&args.model)?;
+    if let Some(rotation) = args.method.rotation() {
+        rotate(&imported.program, &mut imported.weights, &rotation).context("--rotate")?;
+        source["rotated"] = json!({
+            "residual": rotation.residual,
+            "values": rotation.values,
+            "query_key": rotation.query_key,
+            "seed": rotation.seed,
+        });
+    }
     let (paths, skipped) = usable(args, &preprocess, image)?;
     let job = Job {
         settings,
@@ -210,7 +257,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         compensation: args.method.compensation(),
         preprocess,
         labels,
-        source: source(&args.model)?,
+        source,
     };
     let picture = |i: usize| {
         let pixels = pictures::load(paths.get(i)?, &preprocess, image).ok()?;
