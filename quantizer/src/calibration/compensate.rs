@@ -217,7 +217,7 @@ fn groups(layers: &[Layer]) -> Vec<LayerGroup> {
 }
 
 /// Pictures that judge and pictures that teach; one alone does both.
-fn split(count: usize) -> (Vec<usize>, Vec<usize>) {
+pub(super) fn split(count: usize) -> (Vec<usize>, Vec<usize>) {
     if count < 2 {
         return ((0..count).collect(), (0..count).collect());
     }
@@ -453,7 +453,8 @@ fn round(
     plan.weights[id] = Some(new);
 }
 
-fn logits(
+/// Logits of every picture: of the float network, or as `plan` quantizes it.
+pub(super) fn logits(
     program: &Program,
     weights: &Weights,
     plan: Option<&QuantPlan>,
