@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use tpvit_models::{BitWidth, Preprocess, SoftmaxMethod, TensorRole};
-use tpvit_quantizer::calibration::{Compensation, ObserveSettings, Rotation, Settings, rotate};
+use tpvit_quantizer::calibration::{
+    Allocation, Budget, Compensation, ObserveSettings, Rotation, Settings, rotate,
+};
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
 use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures;
@@ -15,6 +17,7 @@ use tpvit_quantizer::pipeline::{self, Job, Quantized, Stage};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, describe};
 use tpvit_quantizer::quantizers::RangeFit;
 
+use super::allocate::{self, BudgetArgs, allocate_with_bar};
 use super::model_file::preprocess_of;
 use super::output::{
     Table, bytes, check_writable, duration, print, print_json, progress, tell, write_whole,
@@ -34,6 +37,8 @@ pub(crate) struct QuantizeArgs {
     output: PathBuf,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
     /// At most this many calibration pictures, evenly spread over the folder
     #[arg(long, default_value_t = 256, value_name = "N")]
     pictures: usize,
@@ -251,7 +256,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         });
     }
     let (paths, skipped) = usable(args, &preprocess, image)?;
-    let job = Job {
+    let mut job = Job {
         settings,
         observe: args.method.observe(),
         compensation: args.method.compensation(),
@@ -263,13 +268,24 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         let pixels = pictures::load(paths.get(i)?, &preprocess, image).ok()?;
         Some(pixels.data.iter().map(|&p| f32::from(p)).collect())
     };
-    let made = quantize_with_bar(&imported, &picture, &job, paths.len())?;
+    let count = paths.len();
+    let allocate = |budget: Budget| {
+        let (observe, settings) = (&job.observe, &job.settings);
+        let made = allocate_with_bar(&imported, &picture, count, observe, settings, budget)?;
+        anyhow::Ok((budget, made))
+    };
+    let allocation = args.budget.budget().map(allocate).transpose()?;
+    if let Some((_, allocation)) = &allocation {
+        job.settings.widths = allocation.widths.clone();
+    }
+    let made = quantize_with_bar(&imported, &picture, &job, count)?;
     write_whole(&args.output, &made.bytes)?;
     let summary = Summary {
         args,
         imported: &imported,
         made: &made,
         job: &job,
+        allocation: &allocation,
         skipped,
         start,
     };
@@ -358,6 +374,7 @@ struct Summary<'a> {
     imported: &'a Imported,
     made: &'a Quantized,
     job: &'a Job,
+    allocation: &'a Option<(Budget, Allocation)>,
     skipped: usize,
     start: Instant,
 }
@@ -387,6 +404,8 @@ impl Summary<'_> {
             "pictures": self.made.pictures,
             "skipped_pictures": self.skipped,
             "seconds": self.start.elapsed().as_secs_f64(),
+            "allocation": self.allocation.as_ref()
+                .map(|(_, a)| allocate::as_json(&self.imported.program, a)),
             "compensation": self.made.decisions.iter().map(|d| json!({
                 "layers": d.group.name(), "kl_rounded": d.rounded,
                 "kl_compensated": d.compensated, "damping": d.damping, "kept": d.kept(),
@@ -440,6 +459,10 @@ impl Summary<'_> {
         }
         let s = &self.job.settings;
         let compensation = self.compensation();
+        let allocation = match self.allocation {
+            Some((budget, made)) => allocate::describe(program, *budget, made),
+            None => String::new(),
+        };
         let skipped = match self.skipped {
             0 => String::new(),
             n => format!(" ({n} broken ones skipped)"),
@@ -447,7 +470,7 @@ impl Summary<'_> {
         let made = self.made.bytes.len();
         Ok(format!(
             "error of each output against float, worst first (0 is exact, 1 as wrong as its mean):\n\n\
-             {}\n{compensation}\
+             {}\n{allocation}{compensation}\
              {}: W{}A{}, attention {:?}\n\
              preprocessing  {}\n\
              calibration    {} pictures{skipped}\n\
