@@ -471,7 +471,7 @@ impl Summary<'_> {
         Ok(format!(
             "error of each output against float, worst first (0 is exact, 1 as wrong as its mean):\n\n\
              {}\n{allocation}{compensation}\
-             {}: W{}A{}, attention {:?}\n\
+             {}: W{}A{}{}, attention {:?}\n\
              preprocessing  {}\n\
              calibration    {} pictures{skipped}\n\
              size           {} as ONNX, {} in f32, {} now ({:.1} times smaller than f32)\n\
@@ -480,6 +480,11 @@ impl Summary<'_> {
             self.args.output.display(),
             s.weight_bits.bits(),
             s.act_bits.bits(),
+            if self.allocation.is_some() {
+                " at most"
+            } else {
+                ""
+            },
             s.softmax.method,
             describe(&self.job.preprocess, program.image),
             self.made.pictures,
