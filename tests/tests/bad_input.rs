@@ -780,6 +780,18 @@ fn flags_out_of_range() {
             &["--hidden-code", "at most 4 bits", "6"],
         ),
         (&["--normed-code", "shifted-log"], &["--normed-code"]),
+        (&["--rotate", "some"], &["--rotate", "residual"]),
+        (&["--size-budget", "12G"], &["--size-budget", "2.5M"]),
+        (&["--size-budget", "10K"], &["10000 bytes", "at least"]),
+        (&["--mac-budget", "NaN"], &["--mac-budget", "above 0"]),
+        (
+            &["--mac-budget", "5"],
+            &["5 % of the bit operations", "at least"],
+        ),
+        (
+            &["--mac-budget", "50", "--size-budget", "100K"],
+            &["--mac-budget", "--size-budget"],
+        ),
     ] {
         folder.refuses(folder.quantize(&vit()).args(flags), words);
     }

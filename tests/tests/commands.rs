@@ -650,6 +650,39 @@ fn every_code_of_activations_runs() {
 }
 
 #[test]
+fn every_rotation_runs() {
+    let folder = Folder::new();
+    for rotate in ["none", "residual", "values", "query-key", "heads", "all"] {
+        makes_a_model_that_runs(&folder, VIT, &["-w", "4", "-a", "4", "--rotate", rotate]);
+        let mut inspect = tpvit();
+        inspect.arg("inspect").arg(folder.path("some.tpv"));
+        let source = &json(inspect.arg("--json"))["provenance"]["source"];
+        let rotated = &source["rotated"]["query_key"];
+        assert_eq!(rotated.is_null(), rotate == "none", "{source}");
+    }
+}
+
+#[test]
+fn a_budget_mixes_widths() {
+    let folder = Folder::new();
+    let size = |flags: &[&str]| makes_a_model_that_runs(&folder, VIT, flags);
+    let (wide, narrow) = (size(&["-w", "6"]), size(&["-w", "4"]));
+    let between = size(&["--size-budget", "100K", "--pictures", "4"]);
+    assert!(
+        narrow < between && between < wide,
+        "{narrow} {between} {wide}"
+    );
+
+    let flags = ["--mac-budget", "40", "--pictures", "4", "--json"];
+    let summary = json(&mut folder.quantize(VIT, "mixed.tpv", &flags));
+    let made = &summary["allocation"];
+    assert!(made["cost"].as_u64() <= made["limit"].as_u64());
+    let sites = made["sites"].as_array().expect("sites");
+    let bits: BTreeSet<u64> = sites.iter().filter_map(|s| s["bits"].as_u64()).collect();
+    assert!(bits.iter().all(|b| [3, 4, 6, 8].contains(b)), "{bits:?}");
+}
+
+#[test]
 fn help_names_every_flag() {
     let flags: [(&str, &[&str]); 6] = [
         (
@@ -660,6 +693,9 @@ fn help_names_every_flag() {
                 "--weight-bits",
                 "--act-bits",
                 "--softmax",
+                "--rotate",
+                "--size-budget",
+                "--mac-budget",
                 "--pictures",
                 "--labels",
                 "--preprocess",

@@ -683,6 +683,8 @@ const HALF: Preprocess = Preprocess {
 /// Quantizes a fixture and compares on two of the calibration pictures and on
 /// one that calibration has not seen, which clips more.
 fn compare_fixture(name: &str, settings: Settings) {
+    let [w, a] = [settings.weight_bits, settings.act_bits].map(BitWidth::bits);
+    let run = format!("{name} W{w}A{a} {:?}", settings.softmax.method);
     let mut pixels: Vec<Vec<u8>> = (0..8)
         .map(|seed| match seed % 2 {
             0 => gradient(seed, 32, 32).into_raw(),
@@ -696,9 +698,7 @@ fn compare_fixture(name: &str, settings: Settings) {
     for pixels in &pixels {
         tally.add(&quantized.compare(pixels));
     }
-    let [w, a] = [settings.weight_bits, settings.act_bits].map(BitWidth::bits);
-    let method = settings.softmax.method;
-    tally.check(&format!("{name} W{w}A{a} {method:?}"));
+    tally.check(&run);
 }
 
 const METHODS: [SoftmaxMethod; 5] = [
@@ -730,7 +730,7 @@ fn every_codebook() {
                 settings.codebook_shrink = 1.0;
                 settings.hidden = Granularity::PerTensor;
             }
-            compare_fixture(VIT, settings);
+            compare_fixture(VIT, settings.clone());
             compare_fixture(LAYERSCALE, settings);
         }
     }
@@ -746,6 +746,33 @@ fn every_pair_of_widths() {
         for a in widths {
             compare_fixture(VIT, settings(w, a, SoftmaxMethod::RowMax));
         }
+    }
+}
+
+/// Mixed precision: neighbours of different widths, and attention's codes of
+/// each width beside q, k and v of each.
+#[test]
+fn every_mixture_of_widths() {
+    let widths = [BitWidth::B8, BitWidth::B6, BitWidth::B4, BitWidth::B3];
+    let program = import::load(fixture(VIT), false).expect("a model").program;
+    for shift in 0..16 {
+        let method = METHODS[shift % METHODS.len()];
+        let mut settings = settings(BitWidth::B8, BitWidth::B8, method);
+        for (index, op) in program.ops.iter().enumerate() {
+            let mixed = &mut settings.widths;
+            mixed.outputs.insert(index, widths[(index + shift) % 4]);
+            mixed
+                .weights
+                .insert(index, widths[(2 * index + shift / 4) % 4]);
+            if let Op::Attention { qkv, .. } = *op {
+                let writer = program.ops.iter().position(|op| op.output() == qkv);
+                mixed
+                    .outputs
+                    .insert(writer.expect("a writer"), widths[shift % 4]);
+                mixed.attention.insert(index, widths[shift / 4]);
+            }
+        }
+        compare_fixture(VIT, settings);
     }
 }
 
@@ -771,7 +798,7 @@ fn one_scale_for_all_and_wider_ends() {
     coarse.hidden = Granularity::PerTensor;
     coarse.first_last_bits = Some(BitWidth::B8);
     coarse.bias_correction = BiasCorrection::Always;
-    compare_fixture(VIT, coarse);
+    compare_fixture(VIT, coarse.clone());
     coarse.values = Granularity::PerHead;
     coarse.attention_output = Granularity::PerHead;
     compare_fixture(LAYERSCALE, coarse);

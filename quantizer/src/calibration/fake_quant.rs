@@ -134,16 +134,23 @@ fn score_octaves(quant: &SoftmaxQuant, scores: &[f32], octaves: &mut [f32]) {
 /// If the plan is for another program.
 pub fn fake_weights(program: &Program, weights: &Weights, plan: &QuantPlan) -> Weights {
     let mut fake = weights.clone();
-    for (id, quant) in plan.weights.iter().enumerate() {
-        if let Some(quant) = quant {
-            fake.tensors[id] = weight::dequantize(quant);
-        }
-    }
     for op in &program.ops {
-        if let Some(weight) = op.weight() {
-            unfold(&mut fake.tensors[weight.index()], op, plan);
+        if let Some(id) = op.weight() {
+            fake.tensors[id.index()] = fake_weight(op, plan);
         }
     }
+    fake
+}
+
+/// The same for the weight of one operation.
+///
+/// # Panics
+/// If it has none.
+pub(super) fn fake_weight(op: &Op, plan: &QuantPlan) -> Vec<f32> {
+    let id = op.weight().expect("an operation with a weight");
+    let quant = plan.weights[id.index()].as_ref();
+    let mut fake = weight::dequantize(quant.expect("a plan has every weight"));
+    unfold(&mut fake, op, plan);
     fake
 }
 

@@ -1,7 +1,9 @@
 //! Calibration: from a float network and some pictures to how it is quantized.
 //!
 //! ```text
+//! rotate    Weights              -> Weights         the same function with fewer outliers, if asked for
 //! observe   pictures             -> Observations    what flows through each buffer
+//! allocate  Observations, budget -> Widths          bits of each layer, if there is a budget
 //! plan      Observations         -> QuantPlan       scales, zero points, softmax codes, weights
 //! compensate  QuantPlan           -> QuantPlan       weights rounded so that their errors cancel
 //! FakeQuant QuantPlan            -> f32 executor    the plan, exactly, in f32
@@ -17,24 +19,31 @@
 //! `s[k]`, it is `w[n, k] * s[k]`, and the input contributes
 //! `code - zero_point[k]` alone.
 
+mod allocate;
 mod compensate;
 mod fake_quant;
+mod hadamard;
+mod knapsack;
 mod observe;
 mod observers;
 mod plan;
 mod reparameterise;
 mod report;
+mod rotate;
 
+pub use allocate::{AllocateError, AllocateStage, Allocation, Budget, Sensitivity, Site, allocate};
 pub use compensate::{Compensation, Decision, LayerGroup, compensate, steps};
 pub(crate) use compensate::{logits, split};
 pub(crate) use fake_quant::unfold;
 pub use fake_quant::{FakeQuant, fake_weights};
+pub use hadamard::{Orthogonal, Signs};
 pub use observe::{Observations, ObserveSettings, observe};
 pub(crate) use observers::mix;
 pub use observers::{BufferStats, Columns, Histogram};
 pub(crate) use plan::folded_weight;
 pub use plan::{
-    ActivationCode, BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, plan,
+    ActivationCode, BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, Widths, plan,
 };
 pub use reparameterise::reparameterise;
 pub use report::{LayerError, kl_divergence, report};
+pub use rotate::{RotateError, Rotation, rotate};

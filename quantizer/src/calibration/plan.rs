@@ -7,6 +7,8 @@
 //! | v | per channel | its scale multiplies the output's column |
 //! | attention's output, GELU's output | per channel | its scale is folded into the next weight |
 
+use std::collections::BTreeMap;
+
 use tpvit_models::{
     ActivationQuant, BitWidth, BufferId, Codebook, Op, Program, Quantization, SoftmaxMethod,
     SoftmaxQuant, WeightQuant,
@@ -80,8 +82,20 @@ pub struct SoftmaxSettings {
     pub renormalise: Option<bool>,
 }
 
+/// Widths of single operations, by their index, where they differ from the rest:
+/// mixed precision. Empty for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Widths {
+    /// Of its weight.
+    pub weights: BTreeMap<usize, BitWidth>,
+    /// Of the codes that it writes.
+    pub outputs: BTreeMap<usize, BitWidth>,
+    /// Of the codes for its post-softmax attention.
+    pub attention: BTreeMap<usize, BitWidth>,
+}
+
 /// What to quantize to, and how to choose.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Of weights.
     pub weight_bits: BitWidth,
@@ -90,6 +104,8 @@ pub struct Settings {
     /// Of the weights of patch embedding and classifier, and of the
     /// classifier's input; `None` for the same as the rest.
     pub first_last_bits: Option<BitWidth>,
+    /// Of single operations, whatever the three above say.
+    pub widths: Widths,
     /// How activation ranges are chosen.
     pub range: RangeFit,
     /// Attention.
@@ -164,6 +180,7 @@ impl Settings {
             weight_bits,
             act_bits,
             first_last_bits: None,
+            widths: Widths::default(),
             range: RangeFit::Mse,
             softmax: SoftmaxSettings {
                 method: SoftmaxMethod::RowMax,
@@ -181,6 +198,32 @@ impl Settings {
             weight_importance: true,
             bias_correction: BiasCorrection::PatchEmbedding,
         }
+    }
+
+    /// Width of the weight of operation `op`.
+    pub fn weight_width(&self, program: &Program, op: usize) -> BitWidth {
+        let last = op + 1 == program.ops.len();
+        let outer = last || matches!(program.ops[op], Op::PatchEmbed { .. });
+        let general = self.first_last_bits.filter(|_| outer);
+        let own = self.widths.weights.get(&op).copied();
+        own.or(general).unwrap_or(self.weight_bits)
+    }
+
+    /// Width of the codes that operation `op` writes, if it writes codes. The
+    /// classifier's input may be wider than the rest.
+    pub fn output_width(&self, program: &Program, op: usize) -> BitWidth {
+        let read_last = program.ops.last().and_then(|last| last.inputs()[0]);
+        let outer = read_last == Some(program.ops[op].output());
+        let general = self.first_last_bits.filter(|_| outer);
+        let own = self.widths.outputs.get(&op).copied();
+        own.or(general).unwrap_or(self.act_bits)
+    }
+
+    /// Width of the codes for post-softmax attention in operation `op`.
+    pub fn attention_width(&self, op: usize) -> BitWidth {
+        let default = SoftmaxSettings::default_bits(self.softmax.method, self.act_bits);
+        let own = self.widths.attention.get(&op).copied();
+        own.or(self.softmax.bits).unwrap_or(default)
     }
 }
 
@@ -259,7 +302,7 @@ impl Planner<'_> {
         let Some(stats) = &self.observations.buffers[id.index()] else {
             return;
         };
-        let bits = self.buffer_bits(id);
+        let bits = self.settings.output_width(self.program, index);
         let quant = match *op {
             Op::LayerNorm { .. } => self.normed(id, bits, stats, weights),
             Op::Attention { head_dim, .. } => {
@@ -281,16 +324,6 @@ impl Planner<'_> {
         };
         self.plan.notes[index].push(describe(&quant));
         self.plan.quantization.activations[id.index()] = Some(quant);
-    }
-
-    /// The classifier's input may be wider than the rest.
-    fn buffer_bits(&self, id: BufferId) -> BitWidth {
-        let last = self.program.ops.last().map(|op| op.inputs()[0]);
-        let wider = self
-            .settings
-            .first_last_bits
-            .filter(|_| last == Some(Some(id)));
-        wider.unwrap_or(self.settings.act_bits)
     }
 
     /// Heads and their channels if attention reads the buffer.
@@ -445,10 +478,8 @@ impl Planner<'_> {
         let Some(samples) = &self.observations.attention[index] else {
             return;
         };
-        let settings = &self.settings.softmax;
-        let default = SoftmaxSettings::default_bits(settings.method, self.settings.act_bits);
-        let quantizer = settings.quantizer();
-        let quant = quantizer.fit(settings.bits.unwrap_or(default), samples);
+        let quantizer = self.settings.softmax.quantizer();
+        let quant = quantizer.fit(self.settings.attention_width(index), samples);
         let error = samples.relative_error(&quant);
         self.plan.notes[index].push(describe_softmax(quantizer.name(), &quant, error));
         self.plan.quantization.softmax[index] = Some(quant);
@@ -468,10 +499,7 @@ impl Planner<'_> {
             Op::LayerNorm { .. } | Op::Attention { .. } | Op::SelectToken { .. } => return,
         };
         let moments = self.input_moments(index, input);
-        let last = index + 1 == self.program.ops.len();
-        let outer = input.is_none() || last;
-        let wider = self.settings.first_last_bits.filter(|_| outer);
-        let bits = wider.unwrap_or(self.settings.weight_bits);
+        let bits = self.settings.weight_width(self.program, index);
         let correct = match self.settings.bias_correction {
             BiasCorrection::Never => false,
             BiasCorrection::PatchEmbedding => input.is_none(),

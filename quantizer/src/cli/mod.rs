@@ -1,5 +1,7 @@
 //! The `tpvit` command.
 
+#[cfg(feature = "onnx")]
+mod allocate;
 mod bench;
 #[cfg(feature = "onnx")]
 mod demo;

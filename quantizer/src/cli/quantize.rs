@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use tpvit_models::{BitWidth, Preprocess, SoftmaxMethod, TensorRole};
-use tpvit_quantizer::calibration::{ActivationCode, Compensation, ObserveSettings, Settings};
+use tpvit_quantizer::calibration::{
+    ActivationCode, Allocation, Budget, Compensation, ObserveSettings, Rotation, Settings, rotate,
+};
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
 use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures;
@@ -17,6 +19,7 @@ use tpvit_quantizer::quantizers::RangeFit;
 use tpvit_quantizer::reconstruct;
 use tpvit_quantizer::report::{Accuracy, ReportData, Run, decision_json, duration, unit_json};
 
+use super::allocate::{self, BudgetArgs, allocate_with_bar};
 use super::model_file::preprocess_of;
 use super::output::{Table, bytes, check_writable, print, print_json, progress, tell, write_whole};
 use super::reconstruct::{EffortArgs, Watch, announce, checkpoint_path};
@@ -38,6 +41,8 @@ pub(crate) struct QuantizeArgs {
     method: MethodArgs,
     #[command(flatten)]
     effort: EffortArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
     /// At most this many calibration pictures, evenly spread over the folder
     #[arg(long, default_value_t = 256, value_name = "N")]
     pictures: usize,
@@ -99,9 +104,28 @@ pub(crate) struct MethodArgs {
     /// The percentile of `--observer percentile`
     #[arg(long, default_value_t = 99.99, value_name = "PERCENT")]
     percentile: f64,
-    /// Chooses which rows of which pictures are remembered
+    /// What is rotated beforehand, in the weights alone: the same function with fewer outliers
+    #[arg(long, value_enum, default_value = "none")]
+    rotate: RotateArg,
+    /// Chooses which rows of which pictures are remembered, and the rotations
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RotateArg {
+    /// Nothing
+    None,
+    /// The residual stream
+    Residual,
+    /// The values of each head
+    Values,
+    /// Queries and keys of each head
+    QueryKey,
+    /// Values, queries and keys
+    Heads,
+    /// All of them
+    All,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -223,6 +247,24 @@ impl MethodArgs {
         }
     }
 
+    /// The rotation these flags describe, if any.
+    fn rotation(&self) -> Option<Rotation> {
+        let (residual, values, query_key) = match self.rotate {
+            RotateArg::None => return None,
+            RotateArg::Residual => (true, false, false),
+            RotateArg::Values => (false, true, false),
+            RotateArg::QueryKey => (false, false, true),
+            RotateArg::Heads => (false, true, true),
+            RotateArg::All => (true, true, true),
+        };
+        Some(Rotation {
+            residual,
+            values,
+            query_key,
+            seed: self.seed,
+        })
+    }
+
     pub(crate) fn observe(&self) -> ObserveSettings {
         ObserveSettings {
             seed: self.seed,
@@ -254,13 +296,23 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     imported
         .weights
         .fold_preprocessing(&imported.program, preprocess.mean, preprocess.std);
+    let mut source = source(&args.model)?;
+    if let Some(rotation) = args.method.rotation() {
+        rotate(&imported.program, &mut imported.weights, &rotation).context("--rotate")?;
+        source["rotated"] = json!({
+            "residual": rotation.residual,
+            "values": rotation.values,
+            "query_key": rotation.query_key,
+            "seed": rotation.seed,
+        });
+    }
     let (paths, skipped) = usable(args, &preprocess, image)?;
     let mut warnings = Vec::new();
     let classes = imported.program.classes();
     let labelled = args
         .report
         .labelled(&args.calibration, &paths, classes, &mut warnings)?;
-    let job = Job {
+    let mut job = Job {
         settings,
         observe: args.method.observe(),
         compensation: args.method.compensation(),
@@ -269,12 +321,22 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         }),
         preprocess,
         labels,
-        source: source(&args.model)?,
+        source,
     };
     let picture = |i: usize| {
         let pixels = pictures::load(paths.get(i)?, &preprocess, image).ok()?;
         Some(pixels.data.iter().map(|&p| f32::from(p)).collect())
     };
+    let count = paths.len();
+    let allocate = |budget: Budget| {
+        let (observe, settings) = (&job.observe, &job.settings);
+        let made = allocate_with_bar(&imported, &picture, count, observe, settings, budget)?;
+        anyhow::Ok((budget, made))
+    };
+    let allocation = args.budget.budget().map(allocate).transpose()?;
+    if let Some((_, allocation)) = &allocation {
+        job.settings.widths = allocation.widths.clone();
+    }
     let mut checkpoint = None;
     if let Some(settings) = &job.reconstruction {
         let path = checkpoint_path(&args.output);
@@ -290,6 +352,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         imported: &imported,
         made: &made,
         job: &job,
+        allocation: &allocation,
         skipped,
         start,
         report: None,
@@ -379,6 +442,7 @@ struct Summary<'a> {
     imported: &'a Imported,
     made: &'a Quantized,
     job: &'a Job,
+    allocation: &'a Option<(Budget, Allocation)>,
     skipped: usize,
     start: Instant,
     /// The page, and the accuracy it tells.
@@ -446,6 +510,8 @@ impl Summary<'_> {
             "skipped_pictures": self.skipped,
             "seconds": self.start.elapsed().as_secs_f64(),
             "report": self.report.as_ref().map(|(page, _)| page.display().to_string()),
+            "allocation": self.allocation.as_ref()
+                .map(|(_, a)| allocate::as_json(&self.imported.program, a)),
             "compensation": self.made.decisions.iter().map(decision_json).collect::<Vec<_>>(),
             "units": self.made.units.iter().map(unit_json).collect::<Vec<_>>(),
             "layers": self.made.layers.iter().map(|l| json!({
@@ -517,6 +583,10 @@ impl Summary<'_> {
         }
         let s = &self.job.settings;
         let compensation = self.compensation() + &self.training();
+        let allocation = match self.allocation {
+            Some((budget, made)) => allocate::describe(program, *budget, made),
+            None => String::new(),
+        };
         let skipped = match self.skipped {
             0 => String::new(),
             n => format!(" ({n} broken ones skipped)"),
@@ -541,8 +611,8 @@ impl Summary<'_> {
         let made = self.made.bytes.len();
         Ok(format!(
             "error of each output against float, worst first (0 is exact, 1 as wrong as its mean):\n\n\
-             {}\n{compensation}\
-             {}: W{}A{}, attention {:?}\n\
+             {}\n{allocation}{compensation}\
+             {}: W{}A{}{}, attention {:?}\n\
              preprocessing  {}\n\
              calibration    {} pictures{skipped}\n\
              size           {} as ONNX, {} in f32, {} now ({:.1} times smaller than f32)\n\
@@ -551,6 +621,11 @@ impl Summary<'_> {
             self.args.output.display(),
             s.weight_bits.bits(),
             s.act_bits.bits(),
+            if self.allocation.is_some() {
+                " at most"
+            } else {
+                ""
+            },
             s.softmax.method,
             describe(&self.job.preprocess, program.image),
             self.made.pictures,

@@ -48,13 +48,32 @@ impl<'a> Executor<'a> {
     /// # Panics
     /// If `program` is not valid or `weights` do not fit it.
     pub fn new(program: &'a Program, weights: &'a Weights) -> Self {
+        let buffers = &program.buffers;
+        let buffers = buffers.iter().map(|b| vec![0.0; b.rows * b.cols]).collect();
+        Executor::with_buffers(program, weights, buffers)
+    }
+
+    /// Takes the buffers of an earlier run, of the same program with other
+    /// weights perhaps, for [`Executor::resume`].
+    ///
+    /// # Panics
+    /// If `program` is not valid, or `weights` or `buffers` do not fit it.
+    pub fn with_buffers(
+        program: &'a Program,
+        weights: &'a Weights,
+        buffers: Vec<Vec<f32>>,
+    ) -> Self {
         program.validate().expect("the program must be valid");
         assert!(weights.fit(program), "weights do not fit the program");
-        let buffers = &program.buffers;
+        let sizes = program.buffers.iter().map(|b| b.rows * b.cols);
+        assert!(
+            sizes.eq(buffers.iter().map(Vec::len)),
+            "buffers do not fit the program"
+        );
         Executor {
             program,
             weights,
-            buffers: buffers.iter().map(|b| vec![0.0; b.rows * b.cols]).collect(),
+            buffers,
             patches: Vec::new(),
             scores: Vec::new(),
             head_values: Vec::new(),
@@ -64,6 +83,11 @@ impl<'a> Executor<'a> {
     /// Values of a buffer, `[rows, cols]`, as the last run left them.
     pub fn buffer(&self, id: BufferId) -> &[f32] {
         &self.buffers[id.index()]
+    }
+
+    /// All buffers, by number.
+    pub fn into_buffers(self) -> Vec<Vec<f32>> {
+        self.buffers
     }
 
     /// Patches of the picture that ran last, `[patches, patch_h * patch_w * 3]`.
@@ -78,10 +102,19 @@ impl<'a> Executor<'a> {
     /// # Panics
     /// If `image` has another size than `program.image`.
     pub fn run(&mut self, image: &[f32], hook: &mut dyn Hook) -> &[f32] {
+        self.resume(0, image, hook)
+    }
+
+    /// The same from operation `first` on: what comes before it is taken from
+    /// the buffers, as the last run left them.
+    ///
+    /// # Panics
+    /// If `image` has another size than `program.image`.
+    pub fn resume(&mut self, first: usize, image: &[f32], hook: &mut dyn Hook) -> &[f32] {
         let [height, width] = self.program.image;
         assert_eq!(image.len(), height * width * 3, "size of the picture");
         let program = self.program;
-        for (index, op) in program.ops.iter().enumerate() {
+        for (index, op) in program.ops.iter().enumerate().skip(first) {
             let id = op.output();
             let mut out = std::mem::take(&mut self.buffers[id.index()]);
             self.step(index, op, image, &mut out, hook);

@@ -302,6 +302,26 @@ fn hooks_see_each_buffer_once_and_may_replace_it() {
 }
 
 #[test]
+fn resuming_is_running_with_what_came_before() {
+    let (program, weights) = tiny();
+    let image = noise(72, &mut 3);
+    let mut other = weights.clone();
+    other.tensors[10] = noise(8 * D, &mut 11); // the weight of operation 5
+    let whole = Executor::new(&program, &other)
+        .run(&image, &mut ())
+        .to_vec();
+    let mut first = Executor::new(&program, &weights);
+    first.run(&image, &mut ());
+    let mut second = Executor::with_buffers(&program, &other, first.into_buffers());
+    let mut log = Log::default();
+    assert_ne!(second.buffer(BufferId(9)), whole);
+    second.resume(5, &image, &mut ());
+    assert_eq!(second.buffer(BufferId(9)), whole);
+    second.resume(7, &image, &mut log);
+    assert_eq!(log.order, [(7, 7), (8, 8), (9, 9)]);
+}
+
+#[test]
 fn many_pictures_come_back_in_order_whatever_the_threads() {
     let (program, weights) = tiny();
     let image = |i: usize| noise(72, &mut (i as u64));
