@@ -222,6 +222,8 @@ pub(super) fn energy(y: &[f32], rows: &[f32]) -> f64 {
             s.1 += f64::from(w * y) * f64::from(y);
         }
     }
-    let spread = |(s, q): &(f64, f64)| if total > 1.0 { q - s * s / total } else { *q };
+    // A single row has no spread: compare with its size instead.
+    let alone = rows.iter().filter(|&&w| w > 0.0).count() == 1;
+    let spread = |(s, q): &(f64, f64)| if alone { *q } else { q - s * s / total };
     sums.iter().map(spread).sum()
 }

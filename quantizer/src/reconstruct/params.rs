@@ -281,6 +281,7 @@ impl Params {
         }
         for f in &self.floats {
             out.floats(&view.tensors[f.tensor]);
+            out.floats(&[f.unit]);
             f.moments.0.iter().for_each(|m| out.floats(m));
         }
         for s in &self.scales {
@@ -307,6 +308,7 @@ impl Params {
         }
         for f in &mut self.floats {
             from.floats(&mut view.tensors[f.tensor])?;
+            from.floats(std::slice::from_mut(&mut f.unit))?;
             f.moments.0.iter_mut().try_for_each(|m| from.floats(m))?;
         }
         for s in &mut self.scales {

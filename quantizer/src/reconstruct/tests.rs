@@ -1,9 +1,19 @@
-//! Gradients against finite differences.
+//! Gradients against finite differences and closed forms; training on a small
+//! network: it helps, it is the same on any number of threads and when resumed,
+//! and it keeps what it had when it goes wrong.
 
+use super::math::{self, Grid, RowGrid};
 use super::network::{Grads, Network, Tape, View};
-use crate::weights::Weights;
-use tpvit_models::{Op, Program, synthetic};
+use super::params::Params;
+use super::*;
+use crate::calibration::{
+    ActivationCode, FakeQuant, ObserveSettings, Settings as PlanSettings, fake_weights, observe,
+    plan,
+};
+use crate::reference::Executor;
+use tpvit_models::{BitWidth, Op, synthetic};
 
+/// Uniform in `-size..size`.
 fn random(len: usize, seed: u64, size: f32) -> Vec<f32> {
     (0..len as u64)
         .map(|i| {
@@ -39,7 +49,7 @@ fn small() -> (Program, Weights, Vec<f32>) {
     (program, weights, random(h * w * 3, 99, 1.0))
 }
 
-/// `sum of c * logits + sum of d * (middle buffer)`, in f64.
+/// The sum of each buffer of `seeds`, weighted by random numbers, in f64.
 fn loss(
     program: &Program,
     view: &View,
@@ -138,4 +148,378 @@ fn gradients_of_every_tensor_agree_with_finite_differences() {
         checked += 1;
     }
     assert_eq!(checked, program.tensors.len());
+}
+
+/// The LSQ mask: on the unrounded value, bounds inside.
+#[test]
+fn gradients_at_the_clip_bounds_are_those_of_lsq() {
+    let (scale, zero, last) = (0.25f32, 5.0f32, 15.0f32);
+    let bound = |v: f32| v * scale;
+    let (low, high) = (-zero, last - zero);
+    let values = [
+        bound(low),
+        bound(low).next_up(),
+        bound(low).next_down(),
+        bound(low - 0.5),
+        bound(high),
+        bound(high).next_down(),
+        bound(high).next_up(),
+        bound(high + 0.5),
+        bound(0.3),
+        0.0,
+    ];
+    for folded in [false, true] {
+        for x in values {
+            let unit = if folded { 1.0 } else { scale };
+            let grid = Grid {
+                inverse: &[1.0 / scale],
+                low: &[low],
+                high: &[high],
+                unit: &[unit],
+            };
+            let (mut value, mut grad, mut log_scale) = ([0.0], [3.0], [0.0]);
+            math::quantize(grid, &[x], &mut value);
+            math::quantize_backward(grid, folded, &[x], &value, &mut grad, &mut log_scale);
+            let v = x / scale;
+            let code = v.clamp(low, high).round_ties_even();
+            let inside = v >= low && v <= high;
+            let passed = if inside { 3.0 } else { 0.0 };
+            let expected = match folded {
+                false => (passed, 3.0 * scale * (code - if inside { v } else { 0.0 })),
+                true => (passed / scale, -passed * v),
+            };
+            assert_eq!(value[0], unit * code, "{x}");
+            assert_eq!((grad[0], log_scale[0]), expected, "{x}, folded {folded}");
+        }
+    }
+}
+
+#[test]
+fn a_weight_outside_its_grid_can_only_come_back() {
+    let grid = RowGrid {
+        scale: 0.5,
+        low: -2.0,
+        high: 1.0,
+    };
+    let weights = [-1.0, -1.1, -1.1, 0.5, 0.6, 0.6, 0.2];
+    let grads = [1.0, 1.0, -1.0, -1.0, -1.0, 1.0, 1.0];
+    let mut masked = [0.0; 7];
+    let log_scale = math::row_backward(grid, 1.0, &weights, &grads, &mut masked);
+    // A step goes against the gradient: positive leads down.
+    assert_eq!(masked, [1.0, 0.0, -1.0, -1.0, 0.0, 1.0, 1.0]);
+    // scale * grad * (code - v where inside): on the bounds 0, outside the code.
+    let expected = 0.5 * (-2.0 + 2.0 + 0.0 - 1.0 + 1.0 + (0.0 - 0.4));
+    assert!(
+        (log_scale - expected).abs() < 1e-6,
+        "{log_scale} {expected}"
+    );
+    // Half of it is another grid's.
+    math::row_backward(grid, 0.5, &weights, &grads, &mut masked);
+    assert_eq!(masked, [1.0, 0.5, -1.0, -1.0, -0.5, 1.0, 1.0]);
+}
+
+/// Pictures of a few frequencies: neighbours resemble each other.
+fn picture(program: &Program, i: usize) -> Vec<f32> {
+    let [h, w] = program.image;
+    let wave = random(6, 1 << 40 | i as u64, 1.0);
+    let noise = random(h * w * 3, 2 << 40 | i as u64, 0.3);
+    let value = |p: usize| {
+        let (y, x, c) = (p / 3 / w, p / 3 % w, p % 3);
+        let phase = wave[c] * y as f32 + wave[c + 3] * x as f32;
+        phase.sin() + noise[p]
+    };
+    (0..h * w * 3).map(value).collect()
+}
+
+/// A small network with its plan, at `bits` for everything.
+struct Setup {
+    program: Program,
+    float: Weights,
+    weights: Weights,
+    plan: QuantPlan,
+}
+
+const PICTURES: usize = 32;
+
+impl Setup {
+    fn new(bits: BitWidth, code: ActivationCode) -> Self {
+        let (program, float, _) = small();
+        let source = |i: usize| (i < PICTURES).then(|| picture(&program, i));
+        let settings = PlanSettings {
+            normed_code: code,
+            hidden_code: code,
+            ..PlanSettings::new(bits, bits)
+        };
+        let observe_settings = ObserveSettings::default();
+        let observations = observe(&program, &float, &source, &observe_settings, &mut |_| ());
+        let mut weights = float.clone();
+        let plan = plan(&program, &mut weights, &observations, &settings);
+        Setup {
+            program,
+            float,
+            weights,
+            plan,
+        }
+    }
+
+    fn train(&mut self, settings: &Settings, resume: Option<&[u8]>) -> Trained {
+        let picture = |i: usize| picture(&self.program, i);
+        let lesson = Lesson {
+            program: &self.program,
+            float: &self.float,
+            picture: &picture,
+            count: PICTURES,
+        };
+        let mut events = Recorder::default();
+        let (weights, plan) = (&mut self.weights, &mut self.plan);
+        let logs = reconstruct(&lesson, settings, weights, plan, resume, &mut events);
+        Trained { logs, events }
+    }
+}
+
+struct Trained {
+    logs: Result<Vec<UnitLog>, Stop>,
+    events: Recorder,
+}
+
+/// Keeps every checkpoint.
+#[derive(Default)]
+struct Recorder {
+    done: Vec<f64>,
+    checkpoints: Vec<Vec<u8>>,
+}
+
+impl Events for Recorder {
+    fn progress(&mut self, progress: &Progress) {
+        self.done.push(progress.done);
+    }
+
+    fn checkpoint(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.checkpoints.push(bytes.to_vec());
+        Ok(())
+    }
+}
+
+/// Both passes, every kind of loss and phase, and joint training, in little.
+fn everything() -> Settings {
+    let rates = Rates {
+        weights: 1e-2,
+        weight_scales: 1e-3,
+        floats: 2e-3,
+        activation_scales: 1e-3,
+    };
+    let phase = |bits, steps| Phase { bits, steps };
+    let pass = Pass {
+        input: Input::Float,
+        phases: vec![phase(None, 4)],
+        transition: true,
+        batch: 8,
+        rates,
+        drop: 0.0,
+        global: 0.0,
+        class_weight: 1.0,
+    };
+    let declining = Pass {
+        input: Input::Quantized,
+        phases: vec![phase(Some(BitWidth::B6), 4), phase(Some(BitWidth::B4), 8)],
+        drop: 0.25,
+        global: 0.5,
+        class_weight: 4.0,
+        ..pass.clone()
+    };
+    Settings {
+        passes: vec![pass, declining],
+        joint: Some(Joint {
+            steps: 40,
+            batch: 8,
+            rates,
+            local: 1.0,
+            divergence: 1.0,
+            least_area: 0.5,
+            class_weight: 2.0,
+        }),
+        seed: 3,
+    }
+}
+
+#[test]
+fn the_network_that_learns_is_the_one_that_is_deployed() {
+    for (bits, code) in [
+        (BitWidth::B6, ActivationCode::Uniform),
+        (BitWidth::B4, ActivationCode::Codebook),
+    ] {
+        let setup = Setup::new(bits, code);
+        let program = &setup.program;
+        let whole = 0..program.ops.len();
+        let params = Params::new(program, &setup.weights, &setup.plan, whole.clone());
+        let view = params.view(program, &setup.weights, &setup.plan);
+        let fake = fake_weights(program, &setup.weights, &setup.plan);
+        let mut tape = Tape::new(program);
+        let (mut apart, mut spread) = (0.0f64, 0.0f64);
+        for i in 0..8 {
+            let image = picture(program, i);
+            Network {
+                program,
+                view: &view,
+            }
+            .forward(&mut tape, whole.clone(), &image, None);
+            let mut hook = FakeQuant::new(program, &setup.plan.quantization);
+            let mut executor = Executor::new(program, &fake);
+            let expected = executor.run(&image, &mut hook);
+            let logits = &tape.raw[program.ops[whole.end - 1].output().index()];
+            for (a, b) in logits.iter().zip(expected) {
+                apart += f64::from(a - b).powi(2);
+                spread += f64::from(*b).powi(2);
+            }
+        }
+        // The same but for a code here and there that sits on a rounding
+        // boundary: far less than one step of one activation in eight pictures.
+        let relative = (apart / spread).sqrt();
+        assert!(relative < 0.02, "{bits:?}: {relative}");
+    }
+}
+
+#[test]
+fn training_helps_and_threads_do_not_matter() {
+    let with_threads = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("a thread pool").install(|| {
+            let mut setup = Setup::new(BitWidth::B4, ActivationCode::Codebook);
+            let trained = setup.train(&everything(), None);
+            (trained.logs.expect("trained"), trained.events, setup)
+        })
+    };
+    let (logs, events, setup) = with_threads(1);
+    let units = units::units(&setup.program).len();
+    assert_eq!(logs.len(), 2 * units + 1);
+    let last = &logs[2 * units];
+    assert!(
+        last.after < 0.9 * last.before,
+        "{} to {}",
+        last.before,
+        last.after
+    );
+    assert!(
+        logs.iter()
+            .all(|l| l.after <= l.before && l.after.is_finite())
+    );
+    assert!(events.done.is_sorted(), "progress goes forward");
+    assert!((events.done.last().unwrap() - 1.0).abs() < 1e-9);
+
+    let (other_logs, _, other) = with_threads(3);
+    assert_eq!(logs, other_logs);
+    assert_eq!(setup.weights, other.weights);
+    assert_eq!(setup.plan, other.plan);
+}
+
+#[test]
+fn a_resumed_training_ends_like_an_uninterrupted_one() {
+    let mut whole = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    let trained = whole.train(&everything(), None);
+    let logs = trained.logs.expect("trained");
+    let checkpoints = trained.events.checkpoints;
+    let units = units::units(&whole.program).len();
+    assert_eq!(checkpoints.len(), 2 * units + 10);
+    // In the first pass, between passes, in the second, before and in joint training.
+    for at in [
+        0,
+        units - 1,
+        units + 1,
+        2 * units - 1,
+        2 * units,
+        2 * units + 6,
+    ] {
+        let mut resumed = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+        let again = resumed.train(&everything(), Some(&checkpoints[at]));
+        assert_eq!(again.logs.expect("trained"), logs, "from checkpoint {at}");
+        assert_eq!(resumed.weights, whole.weights, "from checkpoint {at}");
+        assert_eq!(resumed.plan, whole.plan, "from checkpoint {at}");
+        assert!((again.events.done.last().unwrap_or(&1.0) - 1.0).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_something_else_is_refused() {
+    let mut settings = everything();
+    settings.passes.truncate(1);
+    settings.joint = None;
+    let mut setup = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    let checkpoint = setup.train(&settings, None).events.checkpoints.remove(1);
+    let refuse = |setup: &mut Setup, settings: &Settings, bytes: &[u8], word: &str| {
+        let error = setup
+            .train(settings, Some(bytes))
+            .logs
+            .expect_err("refused");
+        assert!(error.to_string().contains(word), "{error}");
+    };
+    let fresh = || Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    let other = Settings {
+        seed: 4,
+        ..settings.clone()
+    };
+    refuse(&mut fresh(), &other, &checkpoint, "settings of training");
+    let mut wider = Setup::new(BitWidth::B6, ActivationCode::Uniform);
+    refuse(&mut wider, &settings, &checkpoint, "widths");
+    let mut moved = fresh();
+    moved.float.tensors[0][0] += 1.0;
+    refuse(&mut moved, &settings, &checkpoint, "model");
+    let mut changed = checkpoint.clone();
+    changed[200] ^= 1;
+    refuse(&mut fresh(), &settings, &changed, "damaged");
+    let cut = &checkpoint[..checkpoint.len() - 1];
+    refuse(&mut fresh(), &settings, cut, "damaged");
+    refuse(&mut fresh(), &settings, &[], "damaged");
+}
+
+#[test]
+fn a_training_that_diverges_keeps_what_it_had() {
+    let mut settings = everything();
+    for pass in &mut settings.passes {
+        pass.rates.floats = 1e30;
+    }
+    let joint = settings.joint.as_mut().expect("joint training");
+    joint.rates.floats = 1e30;
+    let mut setup = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    let (weights, plan) = (setup.weights.clone(), setup.plan.clone());
+    let logs = setup.train(&settings, None).logs.expect("an end");
+    assert!(logs.iter().all(|l| l.after <= l.before), "{logs:?}");
+    assert!(
+        logs.iter().any(|l| l.note.contains("the loss became")),
+        "{logs:?}"
+    );
+    assert!(
+        setup
+            .weights
+            .tensors
+            .iter()
+            .flatten()
+            .all(|w| w.is_finite())
+    );
+    // Every unit of the first pass diverged, and so on: nothing was taken.
+    assert_eq!(setup.weights, weights);
+    assert_eq!(setup.plan, plan);
+}
+
+#[test]
+fn too_few_pictures_are_refused() {
+    let setup = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    let picture = |i: usize| picture(&setup.program, i);
+    let lesson = Lesson {
+        program: &setup.program,
+        float: &setup.float,
+        picture: &picture,
+        count: FEWEST_PICTURES - 1,
+    };
+    let (mut weights, mut plan) = (setup.weights.clone(), setup.plan.clone());
+    let mut events = Recorder::default();
+    let result = reconstruct(
+        &lesson,
+        &everything(),
+        &mut weights,
+        &mut plan,
+        None,
+        &mut events,
+    );
+    let error = result.expect_err("too few").to_string();
+    assert!(error.contains("15") && error.contains("16"), "{error}");
 }
