@@ -11,7 +11,8 @@ use tpvit_quantizer::calibration::{
 };
 use tpvit_quantizer::import::Imported;
 
-use super::output::{Table, bytes, duration, progress, tell};
+use super::output::{Table, bytes, progress, tell};
+use tpvit_quantizer::report::duration;
 
 /// What takes less is not announced.
 const WORTH_SAYING: Duration = Duration::from_secs(5);

@@ -81,7 +81,7 @@ pub(crate) struct MethodArgs {
     #[arg(long, value_enum, default_value = "compensate")]
     method: MethodArg,
     /// How post-softmax attention becomes log2 codes
-    #[arg(long, value_enum, default_value = "tulq")]
+    #[arg(long, value_enum, default_value = "row-max")]
     pub(crate) softmax: SoftmaxArg,
     /// Bits of an attention code [default: chosen by method and activation bits]
     #[arg(long, value_parser = parse_bits, value_name = "BITS")]
@@ -92,12 +92,12 @@ pub(crate) struct MethodArgs {
     /// Divide each row of attention by the sum of its integers (row-max always does)
     #[arg(long)]
     renormalise: bool,
-    /// Levels of LayerNorms' outputs, for at most 4 activation bits
-    #[arg(long, value_enum, default_value = "uniform")]
-    normed_code: NormedCodeArg,
-    /// Levels of GELU's output, for at most 4 activation bits
-    #[arg(long, value_enum, default_value = "uniform")]
-    hidden_code: HiddenCodeArg,
+    /// Levels of LayerNorms' outputs [default: codebook for at most 4 activation bits]
+    #[arg(long, value_enum)]
+    normed_code: Option<NormedCodeArg>,
+    /// Levels of GELU's output [default: codebook for at most 4 activation bits]
+    #[arg(long, value_enum)]
+    hidden_code: Option<HiddenCodeArg>,
     /// How an activation's range is found
     #[arg(long, value_enum, default_value = "mse")]
     observer: ObserverArg,
@@ -105,8 +105,9 @@ pub(crate) struct MethodArgs {
     #[arg(long, default_value_t = 99.99, value_name = "PERCENT")]
     percentile: f64,
     /// What is rotated beforehand, in the weights alone: the same function with fewer outliers
-    #[arg(long, value_enum, default_value = "none")]
-    rotate: RotateArg,
+    /// [default: query-key, where heads allow it]
+    #[arg(long, value_enum)]
+    rotate: Option<RotateArg>,
     /// Chooses which rows of which pictures are remembered, and the rotations
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
@@ -215,15 +216,19 @@ impl MethodArgs {
             SoftmaxArg::Log2 => SoftmaxMethod::Log2,
             SoftmaxArg::Sulq => SoftmaxMethod::Sulq,
         };
-        settings.normed_code = match self.normed_code {
+        let best = match self.act_bits {
+            BitWidth::B2 | BitWidth::B3 | BitWidth::B4 => ActivationCode::Codebook,
+            BitWidth::B6 | BitWidth::B8 => ActivationCode::Uniform,
+        };
+        settings.normed_code = self.normed_code.map_or(best, |code| match code {
             NormedCodeArg::Uniform => ActivationCode::Uniform,
             NormedCodeArg::Codebook => ActivationCode::Codebook,
-        };
-        settings.hidden_code = match self.hidden_code {
+        });
+        settings.hidden_code = self.hidden_code.map_or(best, |code| match code {
             HiddenCodeArg::Uniform => ActivationCode::Uniform,
             HiddenCodeArg::Codebook => ActivationCode::Codebook,
             HiddenCodeArg::ShiftedLog => ActivationCode::ShiftedLog,
-        };
+        });
         for (option, code) in [
             ("--normed-code", settings.normed_code),
             ("--hidden-code", settings.hidden_code),
@@ -249,7 +254,7 @@ impl MethodArgs {
 
     /// The rotation these flags describe, if any.
     fn rotation(&self) -> Option<Rotation> {
-        let (residual, values, query_key) = match self.rotate {
+        let (residual, values, query_key) = match self.rotate.unwrap_or(RotateArg::QueryKey) {
             RotateArg::None => return None,
             RotateArg::Residual => (true, false, false),
             RotateArg::Values => (false, true, false),
@@ -298,13 +303,20 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         .fold_preprocessing(&imported.program, preprocess.mean, preprocess.std);
     let mut source = source(&args.model)?;
     if let Some(rotation) = args.method.rotation() {
-        rotate(&imported.program, &mut imported.weights, &rotation).context("--rotate")?;
-        source["rotated"] = json!({
-            "residual": rotation.residual,
-            "values": rotation.values,
-            "query_key": rotation.query_key,
-            "seed": rotation.seed,
-        });
+        match rotate(&imported.program, &mut imported.weights, &rotation) {
+            Ok(()) => {
+                source["rotated"] = json!({
+                    "residual": rotation.residual,
+                    "values": rotation.values,
+                    "query_key": rotation.query_key,
+                    "seed": rotation.seed,
+                });
+            }
+            Err(error) if args.method.rotate.is_some() => {
+                return Err(error).context("--rotate");
+            }
+            Err(error) => tell(format_args!("not rotated: {error}")),
+        }
     }
     let (paths, skipped) = usable(args, &preprocess, image)?;
     let mut warnings = Vec::new();
@@ -312,11 +324,12 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let labelled = args
         .report
         .labelled(&args.calibration, &paths, classes, &mut warnings)?;
+    let training = args.effort.effort(&settings, paths.len());
     let mut job = Job {
         settings,
         observe: args.method.observe(),
         compensation: args.method.compensation(),
-        reconstruction: args.effort.effort().map(|(effort, recipe)| {
+        reconstruction: training.map(|(effort, recipe)| {
             reconstruct::Settings::new(recipe, effort, args.method.weight_bits, args.method.seed)
         }),
         preprocess,

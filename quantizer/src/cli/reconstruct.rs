@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
+use tpvit_models::BitWidth;
+use tpvit_quantizer::calibration::Settings;
 use tpvit_quantizer::pipeline::{Observer, Stage};
-use tpvit_quantizer::reconstruct::{Effort, Recipe};
+use tpvit_quantizer::reconstruct::{Effort, FEWEST_PICTURES, Recipe};
 use tpvit_quantizer::report::duration;
 
 use super::output::{tell, write_whole};
@@ -16,10 +18,11 @@ use super::output::{tell, write_whole};
 #[derive(Args, Clone, Copy)]
 #[command(next_help_heading = "Training")]
 pub(crate) struct EffortArgs {
-    /// How much work goes into weights and scales. Times are for a ViT-Ti/16 with 256 pictures on
-    /// two cores; the command says its own before it starts
-    #[arg(long, value_enum, default_value = "fast")]
-    effort: EffortArg,
+    /// How much work goes into weights and scales; times are for a ViT-Ti/16 on two cores, and
+    /// the command tells its own before it starts [default: balanced where weights or activations
+    /// have at most 4 bits and there are pictures enough, else fast]
+    #[arg(long, value_enum)]
+    effort: Option<EffortArg>,
     /// Which training
     #[arg(long, value_enum, default_value = "best")]
     recipe: RecipeArg,
@@ -30,18 +33,18 @@ pub(crate) struct EffortArgs {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum EffortArg {
-    /// No training: closed-form compensation, a minute
+    /// No training, closed forms only: 1 minute
     Fast,
-    /// Training for a few minutes
+    /// Training: 5 minutes
     Balanced,
-    /// Training for up to an hour: most at 4 bits and below
+    /// Five times that: 20 minutes. It pays at 3 bits
     Best,
 }
 
 /// Names of the recipes.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum RecipeArg {
-    /// What measured best: block by block, then all blocks at once
+    /// What measured best: all blocks at once, with losses at each and at the logits
     Best,
     /// TP-ViT: block by block, widths declining by transition weights
     TpVit,
@@ -50,12 +53,15 @@ enum RecipeArg {
 }
 
 impl EffortArgs {
-    /// The effort, or `None` for no training.
-    pub(crate) fn effort(&self) -> Option<(Effort, Recipe)> {
+    /// What to train and how long, or `None` for no training, with so many pictures.
+    pub(crate) fn effort(&self, settings: &Settings, pictures: usize) -> Option<(Effort, Recipe)> {
+        let narrow = settings.weight_bits.min(settings.act_bits) <= BitWidth::B4;
         let effort = match self.effort {
-            EffortArg::Fast => return None,
-            EffortArg::Balanced => Effort::Balanced,
-            EffortArg::Best => Effort::Best,
+            Some(EffortArg::Fast) => return None,
+            Some(EffortArg::Balanced) => Effort::Balanced,
+            Some(EffortArg::Best) => Effort::Best,
+            None if narrow && pictures >= FEWEST_PICTURES => Effort::Balanced,
+            None => return None,
         };
         let recipe = match self.recipe {
             RecipeArg::Best => Recipe::Best,
@@ -70,7 +76,7 @@ impl EffortArgs {
         if !self.resume {
             return Ok(None);
         }
-        if self.effort == EffortArg::Fast {
+        if self.effort == Some(EffortArg::Fast) {
             bail!("--resume needs --effort balanced or best: there is no training to resume");
         }
         let path = checkpoint_path(output);
@@ -158,7 +164,7 @@ impl Observer for Watch {
 pub(crate) fn announce(macs: f64, checkpoint: &Path) {
     /// Multiply-accumulates a second and thread, measured on two x86-64 CPUs
     /// with AVX-512; with AVX2 about half.
-    const RATE: f64 = 3e10;
+    const RATE: f64 = 4e10;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let seconds = macs / (RATE * threads.min(8) as f64);
     tell(format_args!(

@@ -19,7 +19,7 @@ pub enum Effort {
 /// What is trained, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
-    /// What measured best (docs/accuracy.md).
+    /// What measured best (docs/accuracy.md): all units at once.
     Best,
     /// TP-ViT as its abstract has it: block-wise, the weights' widths declining
     /// by transition weights. doi:10.1631/ENG.ITEE.2025.0081
@@ -29,44 +29,48 @@ pub enum Recipe {
     Sos,
 }
 
-impl Effort {
-    /// Steps of a unit in a pass, and of joint training.
-    fn steps(self) -> (u32, u32) {
-        match self {
-            Effort::Balanced => (80, 200),
-            Effort::Best => (150, 1200),
-        }
-    }
-}
-
-/// Everything learns; block-wise, weights move most.
-const BLOCK_RATES: Rates = Rates {
-    weights: 1e-3,
-    weight_scales: 2e-4,
-    floats: 2e-4,
-    activation_scales: 2e-4,
+/// Everything learns, the weights most.
+const RATES: Rates = Rates {
+    weights: 3e-3,
+    weight_scales: 7e-4,
+    floats: 1.5e-3,
+    activation_scales: 7e-4,
 };
 
 /// I&S-ViT and TP-ViT learn weights and biases; scales stay.
-const WEIGHT_RATES: Rates = Rates {
+const PUBLISHED_RATES: Rates = Rates {
     weights: 1e-3,
     weight_scales: 0.0,
     floats: 2e-4,
     activation_scales: 0.0,
 };
 
-const BATCH: usize = 32;
+const BATCH: usize = 16;
+
+impl Effort {
+    /// Steps of joint training. A pass over the units has as many of each unit:
+    /// about the same work.
+    fn steps(self) -> u32 {
+        match self {
+            Effort::Balanced => 200,
+            Effort::Best => 1000,
+        }
+    }
+}
 
 impl Settings {
     /// The settings of `recipe` for weights that end at `bits`.
     pub fn new(recipe: Recipe, effort: Effort, bits: BitWidth, seed: u64) -> Self {
-        let (steps, joint_steps) = effort.steps();
+        let steps = match recipe {
+            Recipe::Best => effort.steps(),
+            Recipe::TpVit | Recipe::Sos => effort.steps() / 2, // there are two passes
+        };
         let published = |input, phases| Pass {
             input,
             phases,
             transition: true,
             batch: BATCH,
-            rates: WEIGHT_RATES,
+            rates: PUBLISHED_RATES,
             drop: 0.0,
             global: 0.0,
             class_weight: 1.0,
@@ -97,16 +101,12 @@ impl Settings {
                 seed,
             },
             Recipe::Best => Settings {
-                passes: vec![Pass {
-                    transition: false,
-                    rates: BLOCK_RATES,
-                    ..published(Input::Quantized, vec![direct])
-                }],
+                passes: Vec::new(),
                 joint: Some(Joint {
-                    steps: joint_steps,
+                    steps,
                     batch: BATCH,
-                    rates: BLOCK_RATES,
-                    local: 1.0,
+                    rates: RATES,
+                    local: 4.0,
                     divergence: 1.0,
                     least_area: 0.5,
                     class_weight: 1.0,
