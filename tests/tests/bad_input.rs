@@ -780,6 +780,16 @@ fn flags_out_of_range() {
             &["--hidden-code", "at most 4 bits", "6"],
         ),
         (&["--normed-code", "shifted-log"], &["--normed-code"]),
+        (&["--resume", "--effort", "fast"], &["--resume", "balanced"]),
+        (
+            &["--resume", "--effort", "best"],
+            &["cannot resume", "out.tpv.checkpoint"],
+        ),
+        (&["--effort", "more"], &["--effort", "balanced"]),
+        (
+            &["-w", "4", "--effort", "balanced", "--pictures", "4"],
+            &["4 calibration pictures", "16"],
+        ),
         (&["--rotate", "some"], &["--rotate", "residual"]),
         (&["--size-budget", "12G"], &["--size-budget", "2.5M"]),
         (&["--size-budget", "10K"], &["10000 bytes", "at least"]),

@@ -650,6 +650,60 @@ fn every_code_of_activations_runs() {
 }
 
 #[test]
+fn every_effort_and_recipe_runs() {
+    let folder = Folder::new();
+    write_pictures(&folder.path("pictures"), 16);
+    let narrow = ["-w", "4", "-a", "4", "--softmax", "tulq", "--effort"];
+    for flags in [
+        &["fast"][..],
+        &["balanced"],
+        &["balanced", "--recipe", "tp-vit"],
+        &["balanced", "--recipe", "sos"],
+    ] {
+        let flags = [&narrow[..], flags].concat();
+        makes_a_model_that_runs(&folder, VIT, &flags);
+        assert!(!folder.path("some.tpv.checkpoint").exists(), "{flags:?}");
+    }
+}
+
+/// Killed in the middle, as by a power cut: what is resumed ends like a run that
+/// was left alone, to the byte.
+#[test]
+fn a_killed_training_is_resumed() {
+    let folder = Folder::new();
+    write_pictures(&folder.path("pictures"), 16);
+    let flags = ["-w", "3", "-a", "3", "--effort", "best"];
+    succeeds(&mut folder.quantize(VIT, "whole.tpv", &flags));
+    let checkpoint = folder.path("killed.tpv.checkpoint");
+    let mut killed = folder.quantize(VIT, "killed.tpv", &flags);
+    let mut running = killed.spawn().expect("tpvit starts");
+    while !checkpoint.exists() && running.try_wait().expect("a status").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    running.kill().expect("it is killed");
+    running.wait().expect("it ends");
+    assert!(checkpoint.exists() && !folder.path("killed.tpv").exists());
+
+    let other = ["-w", "4", "-a", "3", "--effort", "best", "--resume"];
+    let output = folder
+        .quantize(VIT, "killed.tpv", &other)
+        .output()
+        .expect("tpvit starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && stderr.contains("widths"),
+        "{stderr}"
+    );
+    assert!(checkpoint.exists(), "a refused checkpoint stays");
+
+    let again = [&flags[..], &["--resume"]].concat();
+    succeeds(&mut folder.quantize(VIT, "killed.tpv", &again));
+    let read = |name| fs::read(folder.path(name)).expect("a file");
+    assert!(read("killed.tpv") == read("whole.tpv"));
+    assert!(!checkpoint.exists());
+}
+
+#[test]
 fn every_rotation_runs() {
     let folder = Folder::new();
     for rotate in ["none", "residual", "values", "query-key", "heads", "all"] {

@@ -160,13 +160,19 @@ impl Observer for Watch {
     }
 }
 
-/// Says how long training will take, by a rough model of this machine.
+/// Says how long training will take, by a rough model of this machine, if it
+/// takes long at all.
 pub(crate) fn announce(macs: f64, checkpoint: &Path) {
+    /// Less is not worth a word.
+    const LONG: f64 = 10.0;
     /// Multiply-accumulates a second and thread, measured on two x86-64 CPUs
     /// with AVX-512; with AVX2 about half.
     const RATE: f64 = 4e10;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let seconds = macs / (RATE * threads.min(8) as f64);
+    if seconds < LONG {
+        return;
+    }
     tell(format_args!(
         "training takes roughly {} here; if interrupted, --resume goes on from {}",
         duration(Duration::from_secs_f64(seconds)),
