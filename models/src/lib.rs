@@ -34,5 +34,6 @@ pub use program::{
     Activation, Buffer, BufferId, Op, Program, ProgramError, TensorId, TensorInfo, TensorRole,
 };
 pub use quant::{
-    ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxMethod, SoftmaxQuant, WeightQuant,
+    ActivationQuant, BitWidth, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,
+    SoftmaxQuant, WeightQuant,
 };

@@ -6,6 +6,7 @@ use tpvit_models::dense::{pack_row, unpack_row};
 
 const SPEC: &str = include_str!("../SPEC.md");
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
+const PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
 
 fn hex(bytes: &str) -> Vec<u8> {
     let byte = |b| u8::from_str_radix(b, 16).unwrap_or_else(|_| panic!("hex in {bytes}"));
@@ -15,9 +16,23 @@ fn hex(bytes: &str) -> Vec<u8> {
 /// Lines such as `0100: 04 00 00 00  meaning`.
 #[test]
 fn bytes_shown_are_those_of_the_golden_file() {
+    let shown = bytes_shown("", GOLDEN);
+    assert!(shown > 40, "only {shown} lines were found");
+}
+
+/// Lines such as `per head 08fe: 02 00 00 00  meaning`.
+#[test]
+fn bytes_shown_of_codebooks_per_head_are_those_of_their_golden_file() {
+    let shown = bytes_shown("per head ", PER_HEAD);
+    assert!(shown > 3, "only {shown} lines were found");
+}
+
+/// Compares the lines that begin with `prefix` and an offset; how many there are.
+fn bytes_shown(prefix: &str, golden: &[u8]) -> usize {
     let mut shown = 0;
     for line in SPEC.lines() {
-        let Some((offset, rest)) = line.split_once(": ") else {
+        let Some((offset, rest)) = line.strip_prefix(prefix).and_then(|l| l.split_once(": "))
+        else {
             continue;
         };
         let Ok(offset) = usize::from_str_radix(offset, 16) else {
@@ -25,10 +40,10 @@ fn bytes_shown_are_those_of_the_golden_file() {
         };
         let (bytes, _meaning) = rest.split_once("  ").expect("a meaning after two spaces");
         let bytes = hex(bytes);
-        assert_eq!(GOLDEN[offset..][..bytes.len()], bytes, "{line}");
+        assert_eq!(golden[offset..][..bytes.len()], bytes, "{line}");
         shown += 1;
     }
-    assert!(shown > 40, "only {shown} lines were found");
+    shown
 }
 
 /// Lines such as `codes of 3 bits: 7 0 5 = 47 01`.

@@ -1,7 +1,7 @@
 //! Properties every quantizer keeps, whatever it is fitted to.
 
 use proptest::prelude::*;
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 use tpvit_quantizer::quantizers::log2::Log2;
 use tpvit_quantizer::quantizers::row_maximum::RowMaximum;
 use tpvit_quantizer::quantizers::softmax::{self, AttentionSamples, SoftmaxQuantizer};
@@ -65,13 +65,14 @@ fn samples(tokens: usize) -> impl Strategy<Value = AttentionSamples> {
             let sum: f32 = row.iter().map(|x| x.exp()).sum();
             row.iter().map(move |x| x.exp() / sum)
         });
-        samples.push(rows.collect(), values);
+        samples.push(0, rows.collect(), values);
         samples
     })
 }
 
 /// What every `SoftmaxQuant` must be for the integer kernels to execute it.
-fn check_contract(name: &str, bits: BitWidth, tokens: usize, q: &SoftmaxQuant) {
+fn check_contract(name: &str, bits: BitWidth, tokens: usize, quant: &SoftmaxQuant) {
+    let q = codebook(quant);
     let levels = usize::from(bits.max_code()) + 1;
     let falling = q.multipliers.is_sorted_by(|a, b| a >= b);
     assert_eq!(q.multipliers.len(), levels, "{name}: 2^bits levels");
@@ -83,9 +84,16 @@ fn check_contract(name: &str, bits: BitWidth, tokens: usize, q: &SoftmaxQuant) {
     let largest = largest.max().expect("a level");
     assert!(largest <= 1 << 14, "{name}: multiplier {largest}");
     assert!((tokens as u64) * largest * 255 < 1 << 31, "{name}");
-    if let SoftmaxKind::Static { scale } = q.kind {
-        assert!(scale.is_finite() && scale > 0.0, "{name}: scale {scale}");
+    match quant.kind {
+        SoftmaxKind::Static => assert!(q.scale.is_finite() && q.scale > 0.0, "{name}"),
+        SoftmaxKind::RowMax => assert_eq!(q.scale, 0.0, "{name}"),
     }
+}
+
+/// What a quantizer was fitted to all heads with.
+fn codebook(quant: &SoftmaxQuant) -> &SoftmaxCodebook {
+    assert_eq!(quant.codebooks.len(), 1, "one for all heads");
+    quant.codebook(0)
 }
 
 /// Whether shifts execute a level: it is `2^i`, `2^i - 2^j` or 0.
@@ -170,7 +178,7 @@ proptest! {
         let t: Vec<f32> = scores.iter().map(|x| x - least).collect();
         let quant = RowMaximum.fit(bits, &AttentionSamples::new(t.len(), 1));
         let mut row = vec![0.0; t.len()];
-        softmax::quantize_row(&quant, &t, &mut row, None);
+        softmax::quantize_row(&quant, 0, &t, &mut row, None);
         prop_assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
 }
@@ -190,7 +198,7 @@ proptest! {
             let quant = quantizer.fit(bits, &samples);
             prop_assert_eq!(quant.method, quantizer.method());
             check_contract(name, bits, samples.tokens(), &quant);
-            let codes: Vec<u8> = t.iter().map(|&t| softmax::encode(&quant, t)).collect();
+            let codes: Vec<u8> = t.iter().map(|&t| softmax::encode(codebook(&quant), t)).collect();
             prop_assert!(codes.is_sorted(), "{}", name);
             prop_assert!(codes.iter().all(|&c| c <= bits.max_code()));
         }
@@ -207,10 +215,10 @@ proptest! {
                 continue;
             }
             let quant = quantizer.fit(bits, &samples);
-            let level = |code: u8| quant.multipliers[usize::from(code)];
+            let level = |code: u8| codebook(&quant).multipliers[usize::from(code)];
             for code in 0..=bits.max_code() {
-                let p = softmax::decode(&quant, code);
-                let again = softmax::encode(&quant, softmax::octaves(p));
+                let p = softmax::decode(quant.kind, codebook(&quant), code);
+                let again = softmax::encode(codebook(&quant), softmax::octaves(p));
                 // Both terms of a level are rounded to the unit of the codebook.
                 prop_assert!(level(code).abs_diff(level(again)) <= 1, "{}: {} became {}",
                     quantizer.name(), code, again);
@@ -227,24 +235,27 @@ proptest! {
                 renormalise: false,
             };
             let quant = quantizer.fit(bits, &samples);
-            prop_assert!(quant.multipliers.iter().all(|&m| is_shift(m)), "{:?}", quant.multipliers);
+            let multipliers = &codebook(&quant).multipliers;
+            prop_assert!(multipliers.iter().all(|&m| is_shift(m)), "{:?}", multipliers);
         }
         let quant = Log2::default().fit(bits, &samples);
-        prop_assert!(quant.multipliers.iter().all(|&m| m == 0 || m.count_ones() == 1));
+        let mut multipliers = codebook(&quant).multipliers.iter();
+        prop_assert!(multipliers.all(|&m| m == 0 || m.count_ones() == 1));
     }
 }
 
 #[test]
 fn row_maximum_at_3_bits_is_the_published_table() {
     let quant = RowMaximum.fit(BitWidth::B3, &AttentionSamples::new(197, 64));
-    assert_eq!(quant.multipliers, [127, 63, 31, 15, 7, 3, 1, 0]);
-    assert!(quant.multipliers.iter().all(|&m| is_shift(m)));
+    let multipliers = &codebook(&quant).multipliers;
+    assert_eq!(*multipliers, [127, 63, 31, 15, 7, 3, 1, 0]);
+    assert!(multipliers.iter().all(|&m| is_shift(m)));
 }
 
 #[test]
 fn row_maximum_at_4_bits_loses_two_levels_to_the_codebook() {
     let quant = RowMaximum.fit(BitWidth::B4, &AttentionSamples::new(197, 64));
-    let mut levels = quant.multipliers;
+    let mut levels = codebook(&quant).multipliers.clone();
     assert_eq!([levels[0], levels[15]], [127, 0]);
     levels.dedup();
     assert_eq!(levels.len(), 14, "{levels:?}");
@@ -263,9 +274,9 @@ fn two_bounds_describe_a_truncated_grid() {
     let quantizer = TruncatedUniformLog2::default();
     let quant = quantizer.with_range(BitWidth::B3, 1.0, 0.5, 1 << 14);
     let t = (0..7).map(|c| 1.25 + 0.5 * c as f32);
-    for (found, expected) in quant.thresholds.iter().zip(t) {
+    for (found, expected) in codebook(&quant).thresholds.iter().zip(t) {
         assert!((found - expected).abs() < 1e-5, "{found} {expected}");
     }
-    assert_eq!(softmax::decode(&quant, 0), 0.5);
-    assert_eq!(softmax::decode(&quant, 2), 0.25);
+    assert_eq!(softmax::decode(quant.kind, codebook(&quant), 0), 0.5);
+    assert_eq!(softmax::decode(quant.kind, codebook(&quant), 2), 0.25);
 }

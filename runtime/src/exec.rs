@@ -405,7 +405,7 @@ impl Heads<'_> {
             &queries,
             packed,
             &work.softmax(head),
-            work.method(),
+            work.method(head),
             &requant,
             self.scratch,
             HeadOutput {

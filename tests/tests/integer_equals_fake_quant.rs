@@ -24,7 +24,7 @@ use std::path::Path;
 
 use tpvit_models::{
     ActivationQuant, BitWidth, BufferId, Interpolation, Model, Op, Preprocess, Program, Resize,
-    SoftmaxKind, SoftmaxMethod, SoftmaxQuant, TensorId,
+    SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorId,
 };
 use tpvit_quantizer::calibration::{FakeQuant, ObserveSettings, QuantPlan, Settings, fake_weights};
 use tpvit_quantizer::pipeline::{Job, quantize};
@@ -483,7 +483,7 @@ impl Forced<'_> {
             let below = |x: f32| f64::from(max - x) * LOG2_E;
             let (offset, offset_error) = match quant.kind {
                 SoftmaxKind::RowMax => (0.0, 0.0),
-                SoftmaxKind::Static { .. } => {
+                SoftmaxKind::Static => {
                     let z: f64 = row.iter().map(|&x| (-below(x)).exp2()).sum();
                     let executor = 2.0 * LOG2_E * score_error + (n + 6.0) * U * LOG2_E;
                     let runtime = n * (2e-7 + 2.0 * U) * LOG2_E / z + 1e-6 + step / 128.0;
@@ -495,7 +495,7 @@ impl Forced<'_> {
             for (j, &x) in row.iter().enumerate() {
                 let t = below(x) + offset;
                 let e = 2.0 * LOG2_E * score_error + 4.0 * U * (t + 1.0) + offset_error;
-                let [least, most] = multipliers_near(quant, t, e);
+                let [least, most] = multipliers_near(quant.codebook(head), t, e);
                 least_sum += least;
                 if most > least {
                     uncertain.push((j, most - least));
@@ -580,9 +580,9 @@ impl Forced<'_> {
                         (true, false) => f64::INFINITY,
                     }
                 }
-                SoftmaxKind::Static { scale } => {
+                SoftmaxKind::Static => {
                     let sum: f64 = uncertain.map(|&(j, m)| m * value(j).abs()).sum();
-                    f64::from(scale) * sum
+                    f64::from(quant.codebook(col / head_dim).scale) * sum
                 }
                 SoftmaxKind::RowMax => panic!("row-maximum codes are renormalised"),
             };
@@ -601,13 +601,13 @@ struct Sum {
 }
 
 /// The least and the greatest multiplier of the codes of `t - e` to `t + e`.
-fn multipliers_near(quant: &SoftmaxQuant, t: f64, e: f64) -> [f64; 2] {
+fn multipliers_near(codebook: &SoftmaxCodebook, t: f64, e: f64) -> [f64; 2] {
     let code = |t: f64| {
-        quant
+        codebook
             .thresholds
             .partition_point(|&limit| t > f64::from(limit))
     };
-    let near = &quant.multipliers[code(t - e)..=code(t + e)];
+    let near = &codebook.multipliers[code(t - e)..=code(t + e)];
     let near = near.iter().map(|&m| f64::from(m));
     near.fold([f64::INFINITY, f64::NEG_INFINITY], |[least, most], m| {
         [least.min(m), most.max(m)]
@@ -718,6 +718,20 @@ fn every_softmax_quantizer() {
         renormalised.softmax.renormalise = Some(true);
         renormalised.softmax.integer_step = true;
         compare_fixture(VIT, renormalised);
+    }
+}
+
+/// Codebooks that differ from head to head; methods with nothing to fit have one.
+#[test]
+fn every_softmax_quantizer_per_head() {
+    for method in METHODS {
+        for renormalise in [None, Some(true)] {
+            let mut settings = settings(BitWidth::B8, BitWidth::B8, method);
+            settings.softmax.bits = Some(BitWidth::B4);
+            settings.softmax.per_head = true;
+            settings.softmax.renormalise = renormalise;
+            compare_fixture(LAYERSCALE, settings);
+        }
     }
 }
 

@@ -128,6 +128,7 @@ pub(super) struct Container<'a> {
     bytes: &'a [u8], // the file, or at least all that comes before DATA
     pub(super) file_len: usize,
     pub(super) version: (u16, u16),
+    pub(super) features: u32,          // all of them known
     pub(super) sections: Vec<Section>, // by offset and by kind; none overlap
 }
 
@@ -157,6 +158,7 @@ impl<'a> Container<'a> {
             bytes,
             file_len,
             version: header.version,
+            features: header.features,
             sections: read_table(bytes, file_len, table)?,
         };
         container.check_complete()?;

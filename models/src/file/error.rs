@@ -41,6 +41,11 @@ pub enum ParseError {
         /// The bits that are unknown.
         unknown: u32,
     },
+    /// The file requires a feature that nothing in it uses.
+    NeedlessFeature {
+        /// The bit.
+        feature: u32,
+    },
     /// More sections than the file has room for.
     SectionCount {
         /// Number claimed.
@@ -291,6 +296,10 @@ impl fmt::Display for ParseError {
             ParseError::RequiredFeatures { unknown } => write!(
                 f,
                 "the file requires features {unknown:#x}, unknown to this tpvit; update it"
+            ),
+            ParseError::NeedlessFeature { feature } => write!(
+                f,
+                "the file requires feature {feature:#x}, but nothing in it uses that"
             ),
             ParseError::SectionCount { found } => write!(
                 f,

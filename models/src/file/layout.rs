@@ -20,7 +20,11 @@ pub const VERSION: (u16, u16) = (1, 0);
 
 /// The feature bits this reader understands; a file that requires another one
 /// is refused.
-pub const SUPPORTED_FEATURES: u32 = 0;
+pub const SUPPORTED_FEATURES: u32 = FEATURE_SOFTMAX_PER_HEAD;
+
+/// Feature bit: an attention has a codebook for each head, so QUANT says how
+/// many there are (SPEC.md, section 8). Set only where it is so.
+pub const FEATURE_SOFTMAX_PER_HEAD: u32 = 2;
 
 /// Bytes to which sections, and tensors within DATA, are aligned: a cache line.
 pub const ALIGN: usize = 64;
@@ -121,6 +125,11 @@ pub(super) fn method(tag: u8) -> Option<SoftmaxMethod> {
 /// Number of codes of a width, 4 to 256.
 pub(super) fn codes_of(bits: BitWidth) -> usize {
     usize::from(bits.max_code()).saturating_add(1)
+}
+
+/// Bytes of a softmax codebook: scale, thresholds, multipliers.
+pub(super) fn softmax_codebook_len(bits: BitWidth) -> usize {
+    codes_of(bits).saturating_mul(4 + 2)
 }
 
 /// `at` rounded up to a multiple of [`ALIGN`]; `None` beyond `usize`.

@@ -13,7 +13,8 @@ use crate::dense;
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{Activation, Op, Program, TensorInfo, TensorRole};
 use crate::quant::{
-    ActivationQuant, BitWidth, Quantization, SoftmaxKind, SoftmaxQuant, WeightQuant,
+    ActivationQuant, BitWidth, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
+    WeightQuant,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -159,13 +160,27 @@ pub fn write(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         ),
         (SectionKind::Data, data),
     ];
-    let file = assemble(sections);
+    let file = assemble(features(&model.quantization), sections);
     Model::parse(&file).map_err(WriteError::Invalid)?;
     Ok(file)
 }
 
+/// What a reader must know to read the file; SPEC.md, section 2.
+fn features(quantization: &Quantization) -> u32 {
+    match per_head(quantization) {
+        true => layout::FEATURE_SOFTMAX_PER_HEAD,
+        false => 0,
+    }
+}
+
+/// Whether an attention has a codebook for each head.
+fn per_head(quantization: &Quantization) -> bool {
+    let mut softmax = quantization.softmax.iter().flatten();
+    softmax.any(|quant| quant.codebooks.len() != 1)
+}
+
 /// Header, table, sections; SPEC.md, sections 2 and 3.
-fn assemble<const N: usize>(sections: [(SectionKind, Vec<u8>); N]) -> Vec<u8> {
+fn assemble<const N: usize>(features: u32, sections: [(SectionKind, Vec<u8>); N]) -> Vec<u8> {
     let table_end = HEADER_LEN + sections.len() * ENTRY_LEN;
     let mut table = Vec::with_capacity(table_end - HEADER_LEN);
     let mut end = table_end;
@@ -183,7 +198,7 @@ fn assemble<const N: usize>(sections: [(SectionKind, Vec<u8>); N]) -> Vec<u8> {
     file.extend_from_slice(&MAGIC);
     u16(&mut file, VERSION.0);
     u16(&mut file, VERSION.1);
-    u32(&mut file, 0); // no feature is required
+    u32(&mut file, features);
     u64(&mut file, end);
     u32(&mut file, N as u32); // seven
     debug_assert_eq!(file.len(), HEADER_CRC_AT);
@@ -426,10 +441,11 @@ fn quant_section(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         }
     }
     size(&mut out, "softmax count", softmax.iter().flatten().count())?;
+    let per_head = per_head(&model.quantization);
     for (index, softmax) in softmax.iter().enumerate() {
         if let Some(softmax) = softmax {
             size(&mut out, "operation index", index)?;
-            softmax_quant(&mut out, softmax)?;
+            softmax_quant(&mut out, softmax, per_head)?;
         }
     }
     Ok(out)
@@ -451,13 +467,14 @@ fn activation_quant(
     Ok(())
 }
 
-fn softmax_quant(out: &mut Vec<u8>, quant: &SoftmaxQuant) -> Result<(), WriteError> {
-    let codes = codes_of(quant.bits);
-    length("thresholds", "softmax", codes - 1, quant.thresholds.len())?;
-    length("multipliers", "softmax", codes, quant.multipliers.len())?;
-    let (kind, scale) = match quant.kind {
-        SoftmaxKind::RowMax => (layout::ROW_MAX, 0.0),
-        SoftmaxKind::Static { scale } => (layout::STATIC, scale),
+fn softmax_quant(
+    out: &mut Vec<u8>,
+    quant: &SoftmaxQuant,
+    per_head: bool,
+) -> Result<(), WriteError> {
+    let kind = match quant.kind {
+        SoftmaxKind::RowMax => layout::ROW_MAX,
+        SoftmaxKind::Static => layout::STATIC,
     };
     out.extend([
         quant.bits.bits() as u8,
@@ -465,11 +482,33 @@ fn softmax_quant(out: &mut Vec<u8>, quant: &SoftmaxQuant) -> Result<(), WriteErr
         kind,
         quant.renormalise.into(),
     ]);
-    f32(out, scale);
-    for &threshold in &quant.thresholds {
+    if per_head {
+        size(out, "codebook count", quant.codebooks.len())?;
+    }
+    for codebook in &quant.codebooks {
+        softmax_codebook(out, quant.bits, codebook)?;
+    }
+    Ok(())
+}
+
+fn softmax_codebook(
+    out: &mut Vec<u8>,
+    bits: BitWidth,
+    codebook: &SoftmaxCodebook,
+) -> Result<(), WriteError> {
+    let codes = codes_of(bits);
+    let SoftmaxCodebook {
+        scale,
+        thresholds,
+        multipliers,
+    } = codebook;
+    length("thresholds", "softmax", codes - 1, thresholds.len())?;
+    length("multipliers", "softmax", codes, multipliers.len())?;
+    f32(out, *scale);
+    for &threshold in thresholds {
         f32(out, threshold);
     }
-    for &multiplier in &quant.multipliers {
+    for &multiplier in multipliers {
         out.extend(multiplier.to_le_bytes());
     }
     Ok(())

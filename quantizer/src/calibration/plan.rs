@@ -21,7 +21,7 @@ use crate::quantizers::log2::Log2;
 use crate::quantizers::row_maximum::RowMaximum;
 use crate::quantizers::sulq::Sulq;
 use crate::quantizers::truncated_uniform_log2::{LastCode, TruncatedUniformLog2};
-use crate::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint, weight};
+use crate::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint, fit_per_head, weight};
 use crate::weights::Weights;
 
 /// No channel's scale is below this fraction of its buffer's largest: a
@@ -61,6 +61,9 @@ pub struct SoftmaxSettings {
     pub integer_step: bool,
     /// Whether rows are divided by their sum; `None` for as published.
     pub renormalise: Option<bool>,
+    /// Whether each head has a codebook of its own, for methods with anything
+    /// to fit.
+    pub per_head: bool,
 }
 
 /// What to quantize to, and how to choose.
@@ -144,6 +147,7 @@ impl Settings {
                 bits: None,
                 integer_step: false,
                 renormalise: None,
+                per_head: false,
             },
             values: Granularity::PerChannel,
             attention_output: Granularity::PerChannel,
@@ -402,8 +406,12 @@ impl Planner<'_> {
         };
         let settings = &self.settings.softmax;
         let default = SoftmaxSettings::default_bits(settings.method, self.settings.act_bits);
+        let bits = settings.bits.unwrap_or(default);
         let quantizer = settings.quantizer();
-        let quant = quantizer.fit(settings.bits.unwrap_or(default), samples);
+        let quant = match settings.per_head {
+            true => fit_per_head(quantizer.as_ref(), bits, samples),
+            false => quantizer.fit(bits, samples),
+        };
         let error = samples.relative_error(&quant);
         self.plan.notes[index].push(describe_softmax(quantizer.name(), &quant, error));
         self.plan.quantization.softmax[index] = Some(quant);
@@ -547,6 +555,10 @@ fn describe(quant: &ActivationQuant) -> String {
 
 fn describe_softmax(name: &str, quant: &SoftmaxQuant, error: f64) -> String {
     let bits = quant.bits.bits();
+    let heads = match quant.codebooks.len() {
+        1 => "",
+        _ => " per head",
+    };
     let error = error.sqrt();
-    format!("softmax {name} {bits} bits, relative error of the product with v {error:.4}")
+    format!("softmax {name} {bits} bits{heads}, relative error of the product with v {error:.4}")
 }

@@ -81,6 +81,9 @@ pub(crate) struct MethodArgs {
     /// Divide each row of attention by the sum of its integers (row-max always does)
     #[arg(long)]
     renormalise: bool,
+    /// Fit attention codes to each head by itself (row-max and log2 have nothing to fit)
+    #[arg(long)]
+    softmax_per_head: bool,
     /// How an activation's range is found
     #[arg(long, value_enum, default_value = "mse")]
     observer: ObserverArg,
@@ -164,6 +167,7 @@ impl MethodArgs {
         settings.softmax.bits = self.softmax_bits;
         settings.softmax.integer_step = self.integer_steps;
         settings.softmax.renormalise = self.renormalise.then_some(true);
+        settings.softmax.per_head = self.softmax_per_head;
         Ok(settings)
     }
 

@@ -13,7 +13,7 @@
 //! below half a unit of the codebook (`2^-14` and smaller, see
 //! [`height`]) are 0 too: beyond 4 bits there is nothing to gain.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, height};
 
@@ -64,12 +64,13 @@ impl SoftmaxQuantizer for Log2 {
         SoftmaxQuant {
             bits,
             method: self.method(),
-            kind: SoftmaxKind::Static {
-                scale: 1.0 / f32::from(height),
-            },
+            kind: SoftmaxKind::Static,
             renormalise: self.renormalise,
-            thresholds: (0..last).map(threshold).collect(),
-            multipliers,
+            codebooks: vec![SoftmaxCodebook {
+                scale: 1.0 / f32::from(height),
+                thresholds: (0..last).map(threshold).collect(),
+                multipliers,
+            }],
         }
     }
 }

@@ -19,5 +19,5 @@ pub mod truncated_uniform_log2;
 pub mod uniform;
 pub mod weight;
 
-pub use softmax::{AttentionSamples, SoftmaxQuantizer};
+pub use softmax::{AttentionSamples, SoftmaxQuantizer, fit_per_head};
 pub use uniform::{Affine, Distribution, RangeFit, ZeroPoint};

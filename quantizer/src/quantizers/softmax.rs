@@ -15,7 +15,7 @@
 //! (arXiv:2407.12951), which is also how [`AttentionSamples`] judges them.
 
 use rayon::prelude::*;
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
 /// Probabilities below this count as this: `t` stays finite.
 const SMALLEST: f32 = f32::MIN_POSITIVE;
@@ -29,16 +29,38 @@ pub trait SoftmaxQuantizer: Sync {
     fn name(&self) -> &'static str;
 
     /// Fits it to what was sampled of one attention operation, all heads
-    /// together.
+    /// together: one codebook.
     ///
     /// # Panics
     /// If `samples` is empty and the quantizer has parameters to fit.
     fn fit(&self, bits: BitWidth, samples: &AttentionSamples) -> SoftmaxQuant;
 }
 
+/// Fits `quantizer` to each head by itself: one codebook for each, or one for
+/// all where they come out the same, as those do that have nothing to fit.
+///
+/// # Panics
+/// If `samples` is empty.
+pub fn fit_per_head(
+    quantizer: &dyn SoftmaxQuantizer,
+    bits: BitWidth,
+    samples: &AttentionSamples,
+) -> SoftmaxQuant {
+    let mut heads = (0..samples.heads()).map(|head| quantizer.fit(bits, &samples.of_head(head)));
+    let mut all = heads.next().expect("attention has a head");
+    for head in heads {
+        all.codebooks.extend(head.codebooks);
+    }
+    if all.codebooks.iter().all(|c| *c == all.codebooks[0]) {
+        all.codebooks.truncate(1);
+    }
+    all
+}
+
 /// Rows of probabilities of one head in one picture, with the values they weigh.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AttentionGroup {
+struct AttentionGroup {
+    head: usize,
     /// `[rows, tokens]`, each row of sum 1.
     probabilities: Vec<f32>,
     /// `-log2` of the probabilities.
@@ -65,15 +87,16 @@ impl AttentionSamples {
         }
     }
 
-    /// Adds `probabilities`, `[rows, tokens]` for any number of rows, of one
-    /// head, with its `values`, `[tokens, head_dim]`.
+    /// Adds `probabilities`, `[rows, tokens]` for any number of rows, of
+    /// `head`, with its `values`, `[tokens, head_dim]`.
     ///
     /// # Panics
     /// If a length is wrong.
-    pub fn push(&mut self, probabilities: Vec<f32>, values: Vec<f32>) {
+    pub fn push(&mut self, head: usize, probabilities: Vec<f32>, values: Vec<f32>) {
         assert!(probabilities.len().is_multiple_of(self.tokens));
         assert_eq!(values.len(), self.tokens * self.head_dim);
         self.groups.push(AttentionGroup {
+            head,
             octaves: probabilities.iter().map(|&p| octaves(p)).collect(),
             probabilities,
             values,
@@ -94,6 +117,20 @@ impl AttentionSamples {
     /// Number of (head, picture) pairs sampled.
     pub fn groups(&self) -> usize {
         self.groups.len()
+    }
+
+    /// Number of heads sampled: the highest, and one.
+    pub fn heads(&self) -> usize {
+        self.groups.iter().map(|g| g.head + 1).max().unwrap_or(0)
+    }
+
+    /// What was sampled of one head.
+    pub fn of_head(&self, head: usize) -> AttentionSamples {
+        let groups = self.groups.iter().filter(|g| g.head == head);
+        AttentionSamples {
+            groups: groups.cloned().collect(),
+            ..*self
+        }
     }
 
     /// All sampled probabilities in ascending order.
@@ -125,7 +162,7 @@ impl AttentionSamples {
                 for (s, &t) in shifted.iter_mut().zip(t) {
                     *s = t - origin;
                 }
-                quantize_row(quant, &shifted, &mut error, None);
+                quantize_row(quant, group.head, &shifted, &mut error, None);
                 for (e, &p) in error.iter_mut().zip(p) {
                     *e -= p;
                 }
@@ -159,7 +196,7 @@ impl AttentionSamples {
 fn row_origin(kind: SoftmaxKind, octaves: &[f32]) -> f32 {
     match kind {
         SoftmaxKind::RowMax => octaves.iter().copied().fold(f32::INFINITY, f32::min),
-        SoftmaxKind::Static { .. } => 0.0,
+        SoftmaxKind::Static => 0.0,
     }
 }
 
@@ -170,22 +207,23 @@ pub fn octaves(p: f32) -> f32 {
 
 /// The code of a probability `octaves` below 1, or below the row's largest:
 /// the number of thresholds it exceeds.
-pub fn encode(quant: &SoftmaxQuant, octaves: f32) -> u8 {
-    quant.thresholds.partition_point(|&limit| octaves > limit) as u8
+pub fn encode(codebook: &SoftmaxCodebook, octaves: f32) -> u8 {
+    let thresholds = &codebook.thresholds;
+    thresholds.partition_point(|&limit| octaves > limit) as u8
 }
 
 /// What `code` stands for before renormalisation: a probability, or for
 /// row-maximum codes a fraction of the row's largest.
-pub fn decode(quant: &SoftmaxQuant, code: u8) -> f32 {
-    let multiplier = f32::from(quant.multipliers[usize::from(code)]);
-    match quant.kind {
-        SoftmaxKind::RowMax => multiplier / f32::from(quant.multipliers[0]),
-        SoftmaxKind::Static { scale } => scale * multiplier,
+pub fn decode(kind: SoftmaxKind, codebook: &SoftmaxCodebook, code: u8) -> f32 {
+    let multiplier = f32::from(codebook.multipliers[usize::from(code)]);
+    match kind {
+        SoftmaxKind::RowMax => multiplier / f32::from(codebook.multipliers[0]),
+        SoftmaxKind::Static => codebook.scale * multiplier,
     }
 }
 
-/// Quantizes a row as the integer runtime does: `octaves` to `probabilities`,
-/// and to `codes` where wanted.
+/// Quantizes a row of `head` as the integer runtime does: `octaves` to
+/// `probabilities`, and to `codes` where wanted.
 ///
 /// A renormalised row whose multipliers sum to 0 or less becomes zeros.
 ///
@@ -193,6 +231,7 @@ pub fn decode(quant: &SoftmaxQuant, code: u8) -> f32 {
 /// If lengths differ.
 pub fn quantize_row(
     quant: &SoftmaxQuant,
+    head: usize,
     octaves: &[f32],
     probabilities: &mut [f32],
     mut codes: Option<&mut [u8]>,
@@ -202,10 +241,11 @@ pub fn quantize_row(
         probabilities.len(),
         "one result for each value"
     );
+    let codebook = quant.codebook(head);
     let mut sum = 0i32;
     for (i, (&t, p)) in octaves.iter().zip(probabilities.iter_mut()).enumerate() {
-        let code = encode(quant, t);
-        let multiplier = quant.multipliers[usize::from(code)];
+        let code = encode(codebook, t);
+        let multiplier = codebook.multipliers[usize::from(code)];
         sum += i32::from(multiplier);
         *p = f32::from(multiplier);
         if let Some(codes) = codes.as_deref_mut() {
@@ -215,8 +255,8 @@ pub fn quantize_row(
     let factor = match quant.kind {
         _ if quant.renormalise && sum > 0 => 1.0 / sum as f32,
         _ if quant.renormalise => 0.0,
-        SoftmaxKind::Static { scale } => scale,
-        SoftmaxKind::RowMax => 1.0 / f32::from(quant.multipliers[0]),
+        SoftmaxKind::Static => codebook.scale,
+        SoftmaxKind::RowMax => 1.0 / f32::from(codebook.multipliers[0]),
     };
     for p in probabilities {
         *p *= factor;

@@ -14,7 +14,7 @@
 //! The published code has `2^bits + 1` levels; this one has `2^bits`, of
 //! which rounding the exponent can make neighbours equal.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, threshold};
 
@@ -76,10 +76,13 @@ impl Sulq {
         SoftmaxQuant {
             bits,
             method: self.method(),
-            kind: SoftmaxKind::Static { scale: unit as f32 },
+            kind: SoftmaxKind::Static,
             renormalise: self.renormalise,
-            thresholds: (0..last).map(limit).collect(),
-            multipliers: (0..=last).map(multiplier).collect(),
+            codebooks: vec![SoftmaxCodebook {
+                scale: unit as f32,
+                thresholds: (0..last).map(limit).collect(),
+                multipliers: (0..=last).map(multiplier).collect(),
+            }],
         }
     }
 }

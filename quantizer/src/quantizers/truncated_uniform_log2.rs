@@ -29,7 +29,7 @@
 //! (TULQ-A) or a difference of two (TULQ-ZA), up to rounding to the codebook's
 //! unit: shifts execute them.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, octaves, threshold};
 
@@ -141,14 +141,15 @@ impl TruncatedUniformLog2 {
         SoftmaxQuant {
             bits,
             method: self.method(),
-            kind: SoftmaxKind::Static {
-                scale: ((-low).exp2() / unit) as f32,
-            },
+            kind: SoftmaxKind::Static,
             renormalise: self.renormalise,
-            thresholds: (0..last).map(limit).collect(),
-            multipliers: (0..=last)
-                .map(|code| (power(code) - anchor_multiplier) as i16)
-                .collect(),
+            codebooks: vec![SoftmaxCodebook {
+                scale: ((-low).exp2() / unit) as f32,
+                thresholds: (0..last).map(limit).collect(),
+                multipliers: (0..=last)
+                    .map(|code| (power(code) - anchor_multiplier) as i16)
+                    .collect(),
+            }],
         }
     }
 }
