@@ -75,6 +75,16 @@ pub enum SoftmaxMethod {
     TulqZa,
     /// Row-maximum codes.
     RowMax,
+    /// Truncated uniform-log2 with a zero code beside the grid.
+    TulqZ,
+    /// Evenly spaced probabilities.
+    Uniform,
+    /// RepQ-ViT's log2 of half octaves.
+    LogSqrt2,
+    /// AdaLog's logarithm of a fitted base.
+    AdaLog,
+    /// PTQ4ViT's twin uniform.
+    TwinUniform,
 }
 
 /// Codes for post-softmax attention, the same for all heads or fitted to each.

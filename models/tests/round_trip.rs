@@ -64,6 +64,11 @@ fn every_method_returns() {
         SoftmaxMethod::TulqA,
         SoftmaxMethod::TulqZa,
         SoftmaxMethod::RowMax,
+        SoftmaxMethod::TulqZ,
+        SoftmaxMethod::Uniform,
+        SoftmaxMethod::LogSqrt2,
+        SoftmaxMethod::AdaLog,
+        SoftmaxMethod::TwinUniform,
     ] {
         for mut softmax in [shared.clone(), per_head.clone()] {
             softmax.method = method;

@@ -497,7 +497,18 @@ fn every_width_runs() {
 #[test]
 fn every_softmax_quantizer_runs() {
     let folder = Folder::new();
-    for softmax in ["tulq", "tulq-za", "row-max", "log2", "sulq"] {
+    for softmax in [
+        "tulq",
+        "tulq-z",
+        "tulq-za",
+        "row-max",
+        "uniform",
+        "twin",
+        "log2",
+        "log-sqrt2",
+        "adalog",
+        "sulq",
+    ] {
         for flags in [
             &["-a", "8"][..],
             &["-a", "3"],
@@ -511,6 +522,7 @@ fn every_softmax_quantizer_runs() {
             softmax,
             "--renormalise",
             "--integer-steps",
+            "--softmax-per-head",
             "-a",
             "4",
         ];

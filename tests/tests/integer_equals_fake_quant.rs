@@ -681,12 +681,17 @@ fn compare_fixture(name: &str, settings: Settings) {
     tally.check(&format!("{name} W{w}A{a} {method:?}"));
 }
 
-const METHODS: [SoftmaxMethod; 5] = [
+const METHODS: [SoftmaxMethod; 10] = [
     SoftmaxMethod::Log2,
     SoftmaxMethod::Sulq,
     SoftmaxMethod::TulqA,
     SoftmaxMethod::TulqZa,
     SoftmaxMethod::RowMax,
+    SoftmaxMethod::TulqZ,
+    SoftmaxMethod::Uniform,
+    SoftmaxMethod::LogSqrt2,
+    SoftmaxMethod::AdaLog,
+    SoftmaxMethod::TwinUniform,
 ];
 
 fn settings(weight_bits: BitWidth, act_bits: BitWidth, method: SoftmaxMethod) -> Settings {

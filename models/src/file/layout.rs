@@ -107,6 +107,11 @@ pub(super) fn method_tag(method: SoftmaxMethod) -> u8 {
         SoftmaxMethod::TulqA => 2,
         SoftmaxMethod::TulqZa => 3,
         SoftmaxMethod::RowMax => 4,
+        SoftmaxMethod::TulqZ => 5,
+        SoftmaxMethod::Uniform => 6,
+        SoftmaxMethod::LogSqrt2 => 7,
+        SoftmaxMethod::AdaLog => 8,
+        SoftmaxMethod::TwinUniform => 9,
     }
 }
 
@@ -118,6 +123,11 @@ pub(super) fn method(tag: u8) -> Option<SoftmaxMethod> {
         2 => Some(SoftmaxMethod::TulqA),
         3 => Some(SoftmaxMethod::TulqZa),
         4 => Some(SoftmaxMethod::RowMax),
+        5 => Some(SoftmaxMethod::TulqZ),
+        6 => Some(SoftmaxMethod::Uniform),
+        7 => Some(SoftmaxMethod::LogSqrt2),
+        8 => Some(SoftmaxMethod::AdaLog),
+        9 => Some(SoftmaxMethod::TwinUniform),
         _ => None,
     }
 }

@@ -17,10 +17,14 @@ use rayon::prelude::*;
 use super::observe::Observations;
 use super::observers::BufferStats;
 use super::reparameterise::reparameterise;
+use crate::quantizers::adaptive_base_log::AdaptiveBaseLog;
+use crate::quantizers::log_sqrt2::LogSqrt2;
 use crate::quantizers::log2::Log2;
 use crate::quantizers::row_maximum::RowMaximum;
 use crate::quantizers::sulq::Sulq;
 use crate::quantizers::truncated_uniform_log2::{LastCode, TruncatedUniformLog2};
+use crate::quantizers::twin_uniform::TwinUniform;
+use crate::quantizers::uniform_softmax::UniformSoftmax;
 use crate::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint, fit_per_head, weight};
 use crate::weights::Weights;
 
@@ -108,7 +112,12 @@ impl SoftmaxSettings {
             SoftmaxMethod::Log2
             | SoftmaxMethod::Sulq
             | SoftmaxMethod::TulqA
-            | SoftmaxMethod::TulqZa => act_bits,
+            | SoftmaxMethod::TulqZa
+            | SoftmaxMethod::TulqZ
+            | SoftmaxMethod::Uniform
+            | SoftmaxMethod::LogSqrt2
+            | SoftmaxMethod::AdaLog
+            | SoftmaxMethod::TwinUniform => act_bits,
             SoftmaxMethod::RowMax => act_bits.min(BitWidth::B4),
         }
     }
@@ -130,6 +139,11 @@ impl SoftmaxSettings {
             SoftmaxMethod::TulqA => Box::new(tulq(LastCode::Bound)),
             SoftmaxMethod::TulqZa => Box::new(tulq(LastCode::Zero)),
             SoftmaxMethod::RowMax => Box::new(RowMaximum),
+            SoftmaxMethod::TulqZ => Box::new(tulq(LastCode::BesideZero)),
+            SoftmaxMethod::Uniform => Box::new(UniformSoftmax { renormalise }),
+            SoftmaxMethod::LogSqrt2 => Box::new(LogSqrt2 { renormalise }),
+            SoftmaxMethod::AdaLog => Box::new(AdaptiveBaseLog { renormalise }),
+            SoftmaxMethod::TwinUniform => Box::new(TwinUniform { renormalise }),
         }
     }
 }

@@ -133,12 +133,15 @@ impl AttentionSamples {
         }
     }
 
-    /// All sampled probabilities in ascending order.
-    pub fn sorted_probabilities(&self) -> Vec<f32> {
+    /// The probabilities that these fractions of the sample, 0 to 1, do not exceed.
+    ///
+    /// # Panics
+    /// If the sample is empty.
+    pub fn percentiles<const N: usize>(&self, fractions: &[f64; N]) -> [f32; N] {
         let all = self.groups.iter().flat_map(|g| &g.probabilities);
         let mut all: Vec<f32> = all.copied().collect();
         all.sort_unstable_by(f32::total_cmp);
-        all
+        fractions.map(|fraction| all[((all.len() - 1) as f64 * fraction) as usize])
     }
 
     /// `|(P - P^) V|^2 / |P V|^2` over the sample.
@@ -296,6 +299,31 @@ pub fn best<T: Copy + Send + Sync>(
         .into_iter()
         .reduce(|best, next| if next.0 < best.0 { next } else { best });
     least.expect("at least one candidate").1
+}
+
+/// The codebook of the nearest of `levels`, integers times `unit` that fall to
+/// 0. Codes beyond the levels are never used.
+///
+/// # Panics
+/// If there is no level, or there are more than codes.
+pub fn nearest_level(bits: BitWidth, unit: f64, levels: &[i16]) -> SoftmaxCodebook {
+    let codes = usize::from(bits.max_code()) + 1;
+    assert!(
+        (1..=codes).contains(&levels.len()),
+        "{} levels",
+        levels.len()
+    );
+    let middle = |code: usize| match levels.get(code..code + 2) {
+        Some(pair) => threshold(unit * (f64::from(pair[0]) + f64::from(pair[1])) / 2.0),
+        None => f32::INFINITY,
+    };
+    let mut multipliers = levels.to_vec();
+    multipliers.resize(codes, 0);
+    SoftmaxCodebook {
+        scale: unit as f32,
+        thresholds: (0..codes - 1).map(middle).collect(),
+        multipliers,
+    }
 }
 
 /// Turns levels of probability into thresholds in octaves: [`f32::INFINITY`]

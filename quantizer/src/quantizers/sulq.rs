@@ -40,8 +40,7 @@ impl SoftmaxQuantizer for Sulq {
     }
 
     fn fit(&self, bits: BitWidth, samples: &AttentionSamples) -> SoftmaxQuant {
-        let sorted = samples.sorted_probabilities();
-        let range = [sorted[0], sorted[sorted.len() - 1]].map(f64::from);
+        let range = samples.percentiles(&[0.0, 1.0]).map(f64::from);
         let height = height(samples.tokens());
         let build = |eta| self.with_shift(bits, eta, range, height);
         build(best(samples, &ETA, build))
@@ -49,8 +48,9 @@ impl SoftmaxQuantizer for Sulq {
 }
 
 impl Sulq {
-    /// SULQ with a given shift, over probabilities from `low` to `high`.
-    fn with_shift(
+    /// SULQ with a given shift, over probabilities from `low` to `high`; the
+    /// largest power is `height`.
+    pub fn with_shift(
         &self,
         bits: BitWidth,
         eta: f64,
