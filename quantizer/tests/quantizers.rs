@@ -96,6 +96,15 @@ fn check_contract(name: &str, bits: BitWidth, tokens: usize, quant: &SoftmaxQuan
     let largest = largest.max().expect("a level");
     assert!(largest <= 1 << 14, "{name}: multiplier {largest}");
     assert!((tokens as u64) * largest * 255 < 1 << 31, "{name}");
+    if quant.renormalise {
+        // The file says so: rows are divided by the sum.
+        assert!(q.multipliers[0] > 0, "{name}: {:?}", q.multipliers);
+        assert!(
+            q.multipliers.iter().all(|&m| m >= 0),
+            "{name}: {:?}",
+            q.multipliers
+        );
+    }
     match quant.kind {
         SoftmaxKind::Static => assert!(q.scale.is_finite() && q.scale > 0.0, "{name}"),
         SoftmaxKind::RowMax => assert_eq!(q.scale, 0.0, "{name}"),

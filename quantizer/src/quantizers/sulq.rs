@@ -68,7 +68,11 @@ impl Sulq {
         let shift = (eta / unit).round_ties_even() as i16;
         let multiplier = |code: u8| {
             let exponent = y(f64::from(code)).round_ties_even() - least;
-            (f64::from(height) * (-exponent).exp2()).round_ties_even() as i16 - shift
+            let power = (f64::from(height) * (-exponent).exp2()).round_ties_even() as i16;
+            // Rounding the exponent down can take more than `eta` away. A row that
+            // is divided by its sum has no place for that.
+            let least = if self.renormalise { 0 } else { i16::MIN };
+            least.max(power - shift)
         };
         // On the grid, the shift is not exactly the one asked for.
         let eta = f64::from(shift) * unit;
