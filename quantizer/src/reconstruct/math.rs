@@ -314,7 +314,7 @@ vectorised! {
     }
 }
 
-/// A [`tpvit_models::SoftmaxQuant`] prepared for [`attention_codes`].
+/// One head of a [`tpvit_models::SoftmaxQuant`], prepared for [`attention_codes`].
 pub(super) struct AttentionCoder {
     pub(super) first: f32,
     /// Threshold, and what the multiplier grows by beyond it.
