@@ -542,7 +542,7 @@ fn recorded_codes_mean_the_values_of_their_buffer() {
     let codebooks = Settings {
         normed_code: ActivationCode::Codebook,
         hidden_code: ActivationCode::ShiftedLog,
-        ..uniform
+        ..uniform.clone()
     };
     for settings in [uniform, codebooks] {
         let mut weights = weights.clone();
