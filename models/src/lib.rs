@@ -34,6 +34,6 @@ pub use program::{
     Activation, Buffer, BufferId, Op, Program, ProgramError, TensorId, TensorInfo, TensorRole,
 };
 pub use quant::{
-    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxMethod, SoftmaxQuant,
-    WeightQuant,
+    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,
+    SoftmaxQuant, WeightQuant,
 };

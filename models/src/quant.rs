@@ -96,19 +96,16 @@ impl ActivationQuant {
 }
 
 /// What an attention code is relative to.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SoftmaxKind {
     /// To the largest probability of its row: nothing to calibrate, and no
     /// softmax denominator to compute.
     RowMax,
     /// To 1: `probability ~= scale * multiplier`.
-    Static {
-        /// Finite, positive.
-        scale: f32,
-    },
+    Static,
 }
 
-/// Which published quantizer made the codes; told to people, not executed.
+/// Which quantizer made the codes; told to people, not executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SoftmaxMethod {
     /// FQ-ViT's log2.
@@ -121,9 +118,19 @@ pub enum SoftmaxMethod {
     TulqZa,
     /// Row-maximum codes.
     RowMax,
+    /// Truncated uniform-log2 with a zero code beside the grid.
+    TulqZ,
+    /// Evenly spaced probabilities.
+    Uniform,
+    /// RepQ-ViT's log2 of half octaves.
+    LogSqrt2,
+    /// AdaLog's logarithm of a fitted base.
+    AdaLog,
+    /// PTQ4ViT's twin uniform.
+    TwinUniform,
 }
 
-/// Logarithmic codes for post-softmax attention.
+/// Codes for post-softmax attention, the same for all heads or fitted to each.
 ///
 /// With `t = -log2(probability)` (relative to the row's largest for
 /// [`SoftmaxKind::RowMax`]),
@@ -134,7 +141,7 @@ pub enum SoftmaxMethod {
 /// probability ~= multipliers[code] / row sum of them   (renormalised)
 /// ```
 ///
-/// An honest b-bit code: `2^bits - 1` thresholds, `2^bits` multipliers.
+/// with the numbers of the head's [`SoftmaxCodebook`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct SoftmaxQuant {
     /// Width of a code.
@@ -145,6 +152,29 @@ pub struct SoftmaxQuant {
     pub kind: SoftmaxKind,
     /// Whether each row is divided by its integer sum.
     pub renormalise: bool,
+    /// One for all heads, or one for each.
+    pub codebooks: Vec<SoftmaxCodebook>,
+}
+
+impl SoftmaxQuant {
+    /// What the codes of `head` mean.
+    pub fn codebook(&self, head: usize) -> &SoftmaxCodebook {
+        if self.codebooks.len() == 1 {
+            &self.codebooks[0]
+        } else {
+            &self.codebooks[head]
+        }
+    }
+}
+
+/// Where the codes of a head begin, and what they stand for.
+///
+/// An honest b-bit code: `2^bits - 1` thresholds, `2^bits` multipliers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SoftmaxCodebook {
+    /// What multiplier 1 stands for: finite, positive. Row-maximum codes have
+    /// no scale but their row's sum; theirs is 0.
+    pub scale: f32,
     /// In octaves, ascending; `+inf` for a code that is never used.
     pub thresholds: Vec<f32>,
     /// The integer each code stands for, -16384 to 16384.

@@ -22,8 +22,8 @@ use crate::file::{ModelData, TensorData};
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{Activation, Buffer, BufferId, Op, Program, TensorId, TensorInfo, TensorRole};
 use crate::quant::{
-    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxMethod, SoftmaxQuant,
-    WeightQuant,
+    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,
+    SoftmaxQuant, WeightQuant,
 };
 use alloc::format;
 use alloc::string::String;
@@ -164,14 +164,12 @@ pub fn row_max_softmax(bits: BitWidth) -> SoftmaxQuant {
         BitWidth::B3 => (1.0, &[127, 63, 31, 15, 7, 3, 1, 0]),
         BitWidth::B4 | BitWidth::B6 | BitWidth::B8 => (0.5, &HALF_OCTAVES),
     };
-    let (thresholds, multipliers) = codebook(bits, step, multipliers);
     SoftmaxQuant {
         bits,
         method: SoftmaxMethod::RowMax,
         kind: SoftmaxKind::RowMax,
         renormalise: true,
-        thresholds,
-        multipliers,
+        codebooks: vec![codebook(bits, 0.0, step, multipliers)],
     }
 }
 
@@ -181,22 +179,39 @@ pub fn log2_softmax(bits: BitWidth) -> SoftmaxQuant {
     let top = usize::from(bits.max_code()).min(15) - 1; // exponent of code 0
     let mut powers: Vec<i16> = (0..=top).rev().map(|exponent| 1 << exponent).collect();
     powers.push(0);
-    let (thresholds, multipliers) = codebook(bits, 1.0, &powers);
+    let scale = 1.0 / (1u32 << top) as f32;
     SoftmaxQuant {
         bits,
         method: SoftmaxMethod::Log2,
-        kind: SoftmaxKind::Static {
-            scale: 1.0 / (1u32 << top) as f32,
-        },
+        kind: SoftmaxKind::Static,
         renormalise: false,
-        thresholds,
-        multipliers,
+        codebooks: vec![codebook(bits, scale, 1.0, &powers)],
     }
+}
+
+/// [`log2_softmax`], but no two of `heads` alike: head `h` ends `h` codes early.
+///
+/// # Panics
+/// If there are more heads than codes to leave out.
+pub fn log2_softmax_per_head(bits: BitWidth, heads: usize) -> SoftmaxQuant {
+    let mut quant = log2_softmax(bits);
+    let [shared] = &quant.codebooks[..] else {
+        unreachable!("one for all heads")
+    };
+    let head = |head: usize| {
+        let mut codebook = shared.clone();
+        let used = codebook.multipliers.iter().filter(|&&m| m != 0).count();
+        assert!(head < used, "head {head} of {used} codes");
+        codebook.multipliers[used - head..].fill(0);
+        codebook
+    };
+    quant.codebooks = (0..heads).map(head).collect();
+    quant
 }
 
 /// Code `c` is `c * step` octaves down, give or take half a step. Codes
 /// beyond the given multipliers are never reached.
-fn codebook(bits: BitWidth, step: f32, used: &[i16]) -> (Vec<f32>, Vec<i16>) {
+fn codebook(bits: BitWidth, scale: f32, step: f32, used: &[i16]) -> SoftmaxCodebook {
     let codes = usize::from(bits.max_code()) + 1;
     let threshold = |code: usize| {
         if code + 1 < used.len() {
@@ -207,7 +222,11 @@ fn codebook(bits: BitWidth, step: f32, used: &[i16]) -> (Vec<f32>, Vec<i16>) {
     };
     let mut multipliers = used.to_vec();
     multipliers.resize(codes, 0);
-    ((0..codes - 1).map(threshold).collect(), multipliers)
+    SoftmaxCodebook {
+        scale,
+        thresholds: (0..codes - 1).map(threshold).collect(),
+        multipliers,
+    }
 }
 
 /// Grows a program, its quantizers and its tensors together.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::hand::{golden, with_codebook};
+use common::hand::{golden, with_codebook, with_codebook_per_head};
 use std::path::Path;
 use tpvit_models::{Model, ModelData, write};
 
@@ -13,9 +13,16 @@ const V1: &[u8] = include_bytes!("golden/v1.tpv");
 /// The same with a feature required: a codebook.
 const V1_CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
 
+/// The same with the other: a codebook for each head of an attention.
+const V1_PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
+
 #[test]
 fn version_1_can_be_read() {
-    for (file, data) in [(V1, golden()), (V1_CODEBOOK, with_codebook())] {
+    for (file, data) in [
+        (V1, golden()),
+        (V1_CODEBOOK, with_codebook()),
+        (V1_PER_HEAD, with_codebook_per_head()),
+    ] {
         let model = Model::parse(file).expect("the golden file is valid");
         assert_eq!(model.version(), (1, 0));
         assert_eq!(model.to_data(), data);
@@ -26,6 +33,7 @@ fn version_1_can_be_read() {
 fn version_1_is_what_is_written_today() {
     is_written("v1.tpv", V1, &golden());
     is_written("v1_codebook.tpv", V1_CODEBOOK, &with_codebook());
+    is_written("v1_per_head.tpv", V1_PER_HEAD, &with_codebook_per_head());
 }
 
 fn is_written(name: &str, file: &[u8], data: &ModelData) {

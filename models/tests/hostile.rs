@@ -5,21 +5,24 @@ mod common;
 
 use std::io::Cursor;
 
-use common::hand::{golden, with_codebook};
+use common::hand::{golden, with_codebook, with_codebook_per_head};
 use common::raw::{self, RawSection, entry_at, fix_checksums, put, u32_at};
 use proptest::prelude::*;
-use tpvit_models::file::SectionKind;
+use tpvit_models::file::{FEATURE_CODEBOOK, FEATURE_SOFTMAX_PER_HEAD, SectionKind};
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{
     Activation, ActivationQuant, BitWidth, Buffer, BufferId, Codebook, FileHead, Model, ModelData,
-    Op, ParseError, ProgramError, ReadError, Resize, SoftmaxKind, Tensor, TensorData, TensorId,
-    TensorInfo, TensorReader, TensorRole, WeightQuant, WriteError, write,
+    Op, ParseError, ProgramError, ReadError, Resize, SoftmaxCodebook, SoftmaxQuant, Tensor,
+    TensorData, TensorId, TensorInfo, TensorReader, TensorRole, WeightQuant, WriteError, write,
 };
 
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
+const CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
+const PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
 const HEADER_AND_TABLE: usize = 32 + 7 * 32;
 const DATA_OFFSET: usize = 0xa00;
 const MINOR_VERSION: core::ops::Range<usize> = 10..12;
+const FEATURES: usize = 12;
 
 /// Calls every accessor. If the bytes are accepted, they are the one way to
 /// write what was read.
@@ -95,8 +98,10 @@ fn refused(bytes: &[u8]) -> ParseError {
 
 #[test]
 fn every_truncation_is_refused() {
-    for len in 0..GOLDEN.len() {
-        refused(&GOLDEN[..len]);
+    for golden in [GOLDEN, CODEBOOK, PER_HEAD] {
+        for len in 0..golden.len() {
+            refused(&golden[..len]);
+        }
     }
 }
 
@@ -123,13 +128,15 @@ fn every_value_of_every_byte_of_header_and_table_is_refused() {
 
 #[test]
 fn every_flipped_bit_is_refused() {
-    let mut bytes = GOLDEN.to_vec();
-    for at in 0..GOLDEN.len() {
-        for bit in 0..8 {
-            bytes[at] = GOLDEN[at] ^ (1 << bit);
-            refused(&bytes);
+    for golden in [GOLDEN, CODEBOOK, PER_HEAD] {
+        let mut bytes = golden.to_vec();
+        for at in 0..golden.len() {
+            for bit in 0..8 {
+                bytes[at] = golden[at] ^ (1 << bit);
+                refused(&bytes);
+            }
+            bytes[at] = golden[at];
         }
-        bytes[at] = GOLDEN[at];
     }
 }
 
@@ -183,20 +190,33 @@ fn without_the_checksum_of_data_only_data_goes_unchecked() {
 /// true checksums.
 #[test]
 fn every_mutated_byte_is_refused_or_read_back() {
-    let mut bytes = GOLDEN.to_vec();
-    let mut accepted = 0;
-    for at in 0..GOLDEN.len() {
-        let was = GOLDEN[at];
-        let values = (0..=255).filter(|&value| value != was);
-        let in_data = at >= DATA_OFFSET;
-        for value in values.filter(|value| !in_data || (value ^ was).is_power_of_two()) {
-            bytes[at] = value;
-            fix_checksums(&mut bytes);
-            accepted += usize::from(read(&bytes).is_ok());
-            bytes.copy_from_slice(GOLDEN);
+    for (golden, places) in [
+        (GOLDEN, 0..GOLDEN.len()),
+        (CODEBOOK, quant_section(CODEBOOK)),
+        (PER_HEAD, quant_section(PER_HEAD)),
+    ] {
+        let mut bytes = golden.to_vec();
+        let mut accepted = 0;
+        for at in places {
+            let was = golden[at];
+            let values = (0..=255).filter(|&value| value != was);
+            let in_data = at >= DATA_OFFSET;
+            for value in values.filter(|value| !in_data || (value ^ was).is_power_of_two()) {
+                bytes[at] = value;
+                fix_checksums(&mut bytes);
+                accepted += usize::from(read(&bytes).is_ok());
+                bytes.copy_from_slice(golden);
+            }
         }
+        assert!(accepted > 1000, "only {accepted} files got past validation");
     }
-    assert!(accepted > 1000, "only {accepted} files got past validation");
+}
+
+fn quant_section(file: &[u8]) -> core::ops::Range<usize> {
+    let sections = Model::parse(file).unwrap().sections().to_vec();
+    let quant = sections.iter().find(|s| s.kind == SectionKind::Quant);
+    let quant = quant.expect("every model has quantizers");
+    quant.offset..quant.offset + quant.len
 }
 
 proptest! {
@@ -570,6 +590,10 @@ fn invalid_with(change: impl FnOnce(&mut ModelData)) -> ParseError {
     invalid(&data)
 }
 
+fn softmax(data: &mut ModelData, op: usize) -> &mut SoftmaxQuant {
+    data.quantization.softmax[op].as_mut().expect("attention")
+}
+
 fn activation(data: &mut ModelData, buffer: usize) -> &mut ActivationQuant {
     data.quantization.activations[buffer]
         .as_mut()
@@ -616,7 +640,7 @@ fn scales_are_positive_finite_and_normal() {
         );
         let error = invalid_with(|data| {
             let softmax = data.quantization.softmax.iter_mut().flatten().nth(1);
-            softmax.unwrap().kind = SoftmaxKind::Static { scale: bad };
+            softmax.unwrap().codebooks[0].scale = bad;
         });
         assert!(
             matches!(error, ParseError::Value { what: "scale", .. }),
@@ -784,29 +808,32 @@ fn the_input_of_attention_has_no_codebook() {
     assert!(named, "{error}");
 }
 
-/// The header says exactly which features the file uses.
+/// The file with other features in its header.
+fn requiring(file: &[u8], features: u32) -> Vec<u8> {
+    let mut bytes = file.to_vec();
+    put(&mut bytes, FEATURES, &features.to_le_bytes());
+    fix_checksums(&mut bytes);
+    bytes
+}
+
+/// The header requires a feature exactly where the file uses it.
 #[test]
-fn features_are_required_exactly_if_they_are_used() {
-    let with_features = |data: &ModelData, features: u32| {
-        let mut bytes = write(data).expect("a valid model");
-        put(&mut bytes, 12, &features.to_le_bytes());
-        fix_checksums(&mut bytes);
-        bytes
-    };
+fn a_codebook_is_required_exactly_if_it_is_used() {
+    assert_eq!(u32_at(GOLDEN, FEATURES), 0);
+    assert_eq!(u32_at(CODEBOOK, FEATURES), FEATURE_CODEBOOK);
     let needless = ParseError::Features {
-        required: 1,
+        required: FEATURE_CODEBOOK,
         used: 0,
     };
-    assert_eq!(refused(&with_features(&golden(), 1)), needless);
+    assert_eq!(refused(&requiring(GOLDEN, FEATURE_CODEBOOK)), needless);
     let missing = ParseError::Features {
         required: 0,
-        used: 1,
+        used: FEATURE_CODEBOOK,
     };
-    assert_eq!(refused(&with_features(&with_codebook(), 0)), missing);
-    assert_eq!(read(&with_features(&with_codebook(), 1)), Ok(()));
-    for (at, value) in [(0x8a1, 2), (0x8a1, 255)] {
-        let mut bytes = with_features(&with_codebook(), 1);
-        bytes[at] = value;
+    assert_eq!(refused(&requiring(CODEBOOK, 0)), missing);
+    for value in [2, 255] {
+        let mut bytes = CODEBOOK.to_vec();
+        bytes[0x8a1] = value;
         fix_checksums(&mut bytes);
         let error = refused(&bytes);
         let named = matches!(
@@ -817,22 +844,6 @@ fn features_are_required_exactly_if_they_are_used() {
             }
         );
         assert!(named, "{error}");
-    }
-}
-
-#[test]
-fn every_flipped_bit_of_a_file_with_a_codebook_is_refused() {
-    let golden = write(&with_codebook()).expect("a valid model");
-    let mut bytes = golden.clone();
-    for at in 0..golden.len() {
-        for bit in 0..8 {
-            bytes[at] = golden[at] ^ (1 << bit);
-            refused(&bytes);
-        }
-        bytes[at] = golden[at];
-    }
-    for len in 0..golden.len() {
-        refused(&golden[..len]);
     }
 }
 
@@ -884,10 +895,8 @@ fn scales_are_the_same_within_a_sum() {
 
 #[test]
 fn softmax_quantizers_do_not_contradict_themselves() {
-    let row_max = |change: &dyn Fn(&mut tpvit_models::SoftmaxQuant)| {
-        let error = invalid_with(|data| {
-            change(data.quantization.softmax[3].as_mut().expect("attention"));
-        });
+    let row_max = |change: &dyn Fn(&mut SoftmaxCodebook)| {
+        let error = invalid_with(|data| change(&mut softmax(data, 3).codebooks[0]));
         match error {
             ParseError::Softmax { op: 3, rule } => rule,
             other => panic!("{other}"),
@@ -897,7 +906,7 @@ fn softmax_quantizers_do_not_contradict_themselves() {
         row_max(&|s| s.thresholds[1] = f32::NAN),
         "thresholds must be finite or +inf"
     );
-    let infinite = |s: &mut tpvit_models::SoftmaxQuant| s.thresholds[0] = f32::NEG_INFINITY;
+    let infinite = |s: &mut SoftmaxCodebook| s.thresholds[0] = f32::NEG_INFINITY;
     assert_eq!(row_max(&infinite), "thresholds must be finite or +inf");
     assert_eq!(
         row_max(&|s| s.thresholds[1] = 0.25),
@@ -916,10 +925,9 @@ fn softmax_quantizers_do_not_contradict_themselves() {
     assert_eq!(row_max(&|s| s.multipliers[0] = 0), first);
     let negative = "the first threshold of row-maximum codes must not be negative";
     assert_eq!(row_max(&|s| s.thresholds[0] = -0.5), negative);
-    assert_eq!(
-        row_max(&|s| s.renormalise = false),
-        "row-maximum codes must be renormalised"
-    );
+    let error = invalid_with(|data| softmax(data, 3).renormalise = false);
+    let rule = "row-maximum codes must be renormalised";
+    assert_eq!(error, ParseError::Softmax { op: 3, rule });
 }
 
 #[test]
@@ -1120,6 +1128,173 @@ fn one_wide_head(head_dim: usize) -> ModelData {
     data
 }
 
+/// The sums of a head are as large as its own multipliers let them be.
+#[test]
+fn sums_of_every_head_are_bounded() {
+    let with_largest = |head: usize, largest: i16| {
+        let config = VitConfig {
+            image: 23, // 530 tokens
+            patch: 1,
+            dim: 2,
+            depth: 1,
+            heads: 2,
+            mlp_ratio: 1,
+            classes: 1,
+        };
+        let mut softmax = synthetic::log2_softmax_per_head(BitWidth::B2, 2);
+        softmax.codebooks[head].multipliers[0] = largest;
+        write(&synthetic::vit(
+            config,
+            BitWidth::B4,
+            BitWidth::B8,
+            &softmax,
+            1,
+        ))
+    };
+    for head in [0, 1] {
+        assert!(with_largest(head, 15_000).is_ok());
+        let overflow = with_largest(head, 16_000).unwrap_err();
+        let named = matches!(
+            overflow,
+            WriteError::Invalid(ParseError::Overflow { what, .. })
+                if what == "the sum of attention times values"
+        );
+        assert!(named, "{overflow}");
+    }
+}
+
+/// Operation 10 of the golden files: the attention with a codebook per head.
+const SECOND_ATTENTION: usize = 10;
+
+#[test]
+fn an_attention_has_one_codebook_or_one_for_each_head() {
+    let with_count = |count: usize| {
+        let mut data = golden();
+        let quant = softmax(&mut data, SECOND_ATTENTION);
+        quant.codebooks = vec![quant.codebooks[0].clone(); count];
+        data
+    };
+    assert!(write(&with_count(1)).is_ok());
+    assert!(write(&with_count(2)).is_ok());
+    assert!(matches!(invalid(&with_count(0)), ParseError::Count { .. }));
+    for count in [3, 100] {
+        let rule = "there must be one codebook, or one for each head";
+        let expected = ParseError::Softmax {
+            op: SECOND_ATTENTION,
+            rule,
+        };
+        assert_eq!(invalid(&with_count(count)), expected);
+    }
+}
+
+#[test]
+fn every_codebook_is_checked() {
+    for head in [0, 1] {
+        let broken = |change: &dyn Fn(&mut SoftmaxCodebook)| {
+            let mut data = with_codebook_per_head();
+            change(&mut softmax(&mut data, SECOND_ATTENTION).codebooks[head]);
+            invalid(&data)
+        };
+        let rule = |error: ParseError| match error {
+            ParseError::Softmax { op, rule } if op == SECOND_ATTENTION => rule,
+            other => panic!("{other}"),
+        };
+        let nan = broken(&|codebook| codebook.thresholds[6] = f32::NAN);
+        assert_eq!(rule(nan), "thresholds must be finite or +inf");
+        let falling = broken(&|codebook| codebook.thresholds[1] = 0.25);
+        assert_eq!(rule(falling), "thresholds must ascend");
+        let large = broken(&|codebook| codebook.multipliers[7] = 16385);
+        assert_eq!(rule(large), "multipliers must be -16384 to 16384");
+        for bad in BAD_SCALES {
+            let error = broken(&|codebook| codebook.scale = bad);
+            let named = matches!(error, ParseError::Value { what: "scale", .. });
+            assert!(named, "{error}");
+        }
+        let mut data = with_codebook_per_head();
+        softmax(&mut data, SECOND_ATTENTION).codebooks[head].multipliers = vec![1; 7];
+        let error = write(&data).expect_err("a multiplier is missing");
+        assert!(
+            matches!(
+                error,
+                WriteError::Length {
+                    what: "multipliers",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}
+
+// Operation, bits, method, kind and renormalisation of the two attentions.
+const ROW_MAX: &[u8] = b"\x03\0\0\0\x02\x04\0\x01";
+const LOG2: &[u8] = b"\x0a\0\0\0\x03\0\x01\0";
+
+/// A file can use both features: their bits do not disturb each other.
+#[test]
+fn both_features_can_be_required_at_once() {
+    let mut data = with_codebook();
+    data.quantization.softmax = with_codebook_per_head().quantization.softmax;
+    let file = write(&data).expect("a valid model");
+    let both = FEATURE_CODEBOOK | FEATURE_SOFTMAX_PER_HEAD;
+    assert_eq!(u32_at(&file, FEATURES), both);
+    assert_eq!(read(&file), Ok(()));
+    let missing = ParseError::Features {
+        required: FEATURE_SOFTMAX_PER_HEAD,
+        used: both,
+    };
+    assert_eq!(
+        refused(&requiring(&file, FEATURE_SOFTMAX_PER_HEAD)),
+        missing
+    );
+}
+
+#[test]
+fn codebooks_per_head_are_required_exactly_if_they_are_used() {
+    assert_eq!(u32_at(PER_HEAD, FEATURES), FEATURE_SOFTMAX_PER_HEAD);
+    // Without the bit the count is read as a scale, with it a scale as the count.
+    refused(&requiring(PER_HEAD, 0));
+    refused(&requiring(GOLDEN, FEATURE_SOFTMAX_PER_HEAD));
+    // A count of 1 everywhere is no codebook for each head.
+    let mut sections = raw::split(GOLDEN);
+    let quant = &mut sections[raw::QUANT];
+    for softmax in [ROW_MAX, LOG2] {
+        let at = after(quant, softmax);
+        quant.bytes.splice(at..at, [1, 0, 0, 0]);
+    }
+    let needless = ParseError::Features {
+        required: FEATURE_SOFTMAX_PER_HEAD,
+        used: 0,
+    };
+    let file = requiring(&raw::join(&sections), FEATURE_SOFTMAX_PER_HEAD);
+    assert_eq!(refused(&file), needless);
+    // No codebook would have room for so many.
+    for count in [1000, 1 << 27, u32::MAX] {
+        let mut sections = raw::split(PER_HEAD);
+        let quant = &mut sections[raw::QUANT];
+        let at = after(quant, LOG2);
+        put(&mut quant.bytes, at, &u32::to_le_bytes(count));
+        let error = refused(&requiring(&raw::join(&sections), FEATURE_SOFTMAX_PER_HEAD));
+        let named = matches!(
+            error,
+            ParseError::Count {
+                what: "softmax codebooks",
+                ..
+            }
+        );
+        assert!(named, "{error}");
+    }
+}
+
+#[test]
+fn a_method_that_does_not_exist_is_refused() {
+    let at = after(&raw::split(GOLDEN)[raw::QUANT], ROW_MAX) - 3;
+    for method in 0..=255 {
+        let found = read(&with_bytes(raw::QUANT, at, &[method]));
+        assert_eq!(found.is_ok(), method <= 9, "method {method}");
+    }
+}
+
 // --- Mistakes of the one who writes ---
 
 #[test]
@@ -1150,9 +1325,8 @@ fn lists_of_the_wrong_length_are_not_written() {
         refused(&|data| activation(data, 1).zero_point.push(0)),
         "zero points",
     );
-    let softmax =
-        |data: &mut ModelData| data.quantization.softmax[3].as_mut().unwrap().bits = BitWidth::B3;
-    length(refused(&softmax), "thresholds");
+    let wider = |data: &mut ModelData| softmax(data, 3).bits = BitWidth::B3;
+    length(refused(&wider), "thresholds");
     let error = refused(&|data| data.tensors[0] = TensorData::Float(vec![]));
     assert!(matches!(error, WriteError::Role { .. }), "{error}");
     let error = refused(&|data| {

@@ -6,7 +6,9 @@ mod common;
 use common::{random_vit, softmaxes};
 use proptest::prelude::*;
 use tpvit_models::synthetic::{self, VitConfig};
-use tpvit_models::{BitWidth, Model, ModelData, Tensor, TensorData, TensorId, write};
+use tpvit_models::{
+    BitWidth, Model, ModelData, SoftmaxMethod, Tensor, TensorData, TensorId, write,
+};
 
 fn round_trip(data: &ModelData) {
     let bytes = write(data).expect("the model is valid");
@@ -47,6 +49,32 @@ fn every_softmax_returns() {
             &softmax,
             1,
         ));
+    }
+}
+
+/// Whatever tells people where codes come from, with one codebook and with one
+/// for each head.
+#[test]
+fn every_method_returns() {
+    let shared = synthetic::log2_softmax(BitWidth::B3);
+    let per_head = synthetic::log2_softmax_per_head(BitWidth::B3, VitConfig::SMALLEST.heads);
+    for method in [
+        SoftmaxMethod::Log2,
+        SoftmaxMethod::Sulq,
+        SoftmaxMethod::TulqA,
+        SoftmaxMethod::TulqZa,
+        SoftmaxMethod::RowMax,
+        SoftmaxMethod::TulqZ,
+        SoftmaxMethod::Uniform,
+        SoftmaxMethod::LogSqrt2,
+        SoftmaxMethod::AdaLog,
+        SoftmaxMethod::TwinUniform,
+    ] {
+        for mut softmax in [shared.clone(), per_head.clone()] {
+            softmax.method = method;
+            let (config, bits) = (VitConfig::SMALLEST, BitWidth::B4);
+            round_trip(&synthetic::vit(config, bits, bits, &softmax, 1));
+        }
     }
 }
 

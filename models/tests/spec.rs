@@ -7,6 +7,7 @@ use tpvit_models::dense::{pack_row, unpack_row};
 const SPEC: &str = include_str!("../SPEC.md");
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
 const CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
+const PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
 
 fn hex(bytes: &str) -> Vec<u8> {
     let byte = |b| u8::from_str_radix(b, 16).unwrap_or_else(|_| panic!("hex in {bytes}"));
@@ -24,16 +25,20 @@ fn compare(line: &str, file: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// Lines such as `0100: 04 00 00 00  meaning`, and those of the other file.
+/// Compares the lines that begin with `prefix`; how many show bytes.
+fn shown(prefix: &str, file: &[u8]) -> usize {
+    let lines = SPEC.lines().filter_map(|line| line.strip_prefix(prefix));
+    lines.filter_map(|line| compare(line, file)).count()
+}
+
+/// Lines such as `0100: 04 00 00 00  meaning`, and those of the other files.
 #[test]
 fn bytes_shown_are_those_of_the_golden_files() {
-    let shown = SPEC.lines().filter_map(|line| compare(line, GOLDEN));
-    assert!(shown.count() > 40, "lines are missing");
-    let shown = SPEC.lines().filter_map(|line| {
-        let line = line.strip_prefix("with a codebook, ")?;
-        compare(line, CODEBOOK)
-    });
-    assert_eq!(shown.count(), 5, "lines of the file with a codebook");
+    assert!(shown("", GOLDEN) > 40, "lines are missing");
+    let with_a_codebook = shown("with a codebook, ", CODEBOOK);
+    assert_eq!(with_a_codebook, 5, "lines of the file with a codebook");
+    let per_head = shown("per head ", PER_HEAD);
+    assert_eq!(per_head, 10, "lines of the file with codebooks per head");
 }
 
 /// Lines such as `codes of 3 bits: 7 0 5 = 47 01`.

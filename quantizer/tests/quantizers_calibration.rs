@@ -10,7 +10,8 @@ use tpvit_quantizer::calibration::{
     ObserveSettings, QuantPlan, Settings, compensate, fake_weights, kl_divergence, observe, plan,
     reparameterise, report, steps,
 };
-use tpvit_quantizer::quantizers::{Affine, RangeFit, ZeroPoint};
+use tpvit_quantizer::quantizers::truncated_uniform_log2::TruncatedUniformLog2;
+use tpvit_quantizer::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint};
 use tpvit_quantizer::reference::{Executor, Hook};
 use tpvit_quantizer::weights::Weights;
 
@@ -289,6 +290,43 @@ fn the_plan_covers_exactly_what_is_coded() {
 }
 
 #[test]
+fn codebooks_per_head_are_fitted_to_each_head() {
+    let (program, weights) = tiny(2);
+    let observations = observed(&program, &weights, 8);
+    let planned = |method, per_head| {
+        let mut settings = Settings::new(BitWidth::B4, BitWidth::B3);
+        settings.softmax.method = method;
+        settings.softmax.per_head = per_head;
+        plan(&program, &mut weights.clone(), &observations, &settings).quantization
+    };
+    let quantizer = TruncatedUniformLog2::default();
+    let shared = planned(SoftmaxMethod::TulqA, false);
+    let per_head = planned(SoftmaxMethod::TulqA, true);
+    let attention = observations.attention.iter().zip(&per_head.softmax);
+    for ((samples, quant), shared) in attention.zip(&shared.softmax) {
+        let (Some(samples), Some(quant), Some(shared)) = (samples, quant, shared) else {
+            assert!(quant.is_none() && shared.is_none());
+            continue;
+        };
+        assert_eq!(samples.heads(), HEADS);
+        assert_eq!(*shared, quantizer.fit(BitWidth::B3, samples));
+        assert_eq!(quant.codebooks.len(), HEADS);
+        let mut sum = 0.0;
+        for head in 0..HEADS {
+            let alone = quantizer.fit(BitWidth::B3, &samples.of_head(head));
+            assert_eq!(alone.codebooks, [quant.codebook(head).clone()]);
+            sum += samples.of_head(head).squared_error(&alone);
+        }
+        let together = samples.squared_error(quant);
+        assert!((together - sum).abs() <= 1e-9 * sum, "{together} {sum}");
+    }
+    // Nothing to fit: the same file as without.
+    for method in [SoftmaxMethod::RowMax, SoftmaxMethod::Log2] {
+        assert_eq!(planned(method, true), planned(method, false));
+    }
+}
+
+#[test]
 fn q_and_k_have_one_scale_a_head() {
     let (program, mut weights) = tiny(3);
     let observations = observed(&program, &weights, 8);
@@ -504,7 +542,7 @@ fn recorded_codes_mean_the_values_of_their_buffer() {
     let codebooks = Settings {
         normed_code: ActivationCode::Codebook,
         hidden_code: ActivationCode::ShiftedLog,
-        ..uniform
+        ..uniform.clone()
     };
     for settings in [uniform, codebooks] {
         let mut weights = weights.clone();

@@ -1,7 +1,5 @@
 //! Rotations leave what a network computes and change how it quantizes.
 
-use std::path::Path;
-
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{
     Activation, BitWidth, Buffer, BufferId, ModelData, Op, Program, TensorData, TensorRole,
@@ -115,7 +113,7 @@ fn a_rotated_network_computes_the_same() {
 #[test]
 #[cfg(feature = "onnx")]
 fn a_rotated_export_computes_the_same() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     for name in ["vit.opset17.onnx", "vit_layerscale.opset18.dynamo.onnx"] {
         let mut imported = tpvit_quantizer::import::load(fixtures.join(name), false)
             .unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -25,7 +25,7 @@ use tpvit_kernels::{
 };
 use tpvit_models::{
     Activation, ActivationQuant, BitWidth, BufferId, Codebook, Model, ModelInfo, Op, Program,
-    SoftmaxKind, SoftmaxQuant, Tensor, TensorId, WeightTensor,
+    SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId, WeightTensor,
 };
 #[cfg(feature = "std")]
 use tpvit_models::{ReadError, TensorReader};
@@ -158,11 +158,17 @@ pub(crate) struct Attention {
     pub(crate) heads: Vec<Head>,
     pub(crate) shape: HeadShape,
     pub(crate) bits: BitWidth,
-    pub(crate) multipliers: Vec<i16>,
     pub(crate) renormalise: bool,
+    /// One for all heads, or one for each.
+    pub(crate) codebooks: Vec<AttentionCodebook>,
+    pub(crate) quant: Quant,
+}
+
+/// What attention codes stand for.
+pub(crate) struct AttentionCodebook {
+    pub(crate) multipliers: Vec<i16>,
     /// Set where the session shifts instead of multiplying.
     pub(crate) shift: Option<ShiftForm>,
-    pub(crate) quant: Quant,
 }
 
 /// What differs between heads.
@@ -184,8 +190,15 @@ pub(crate) struct SelectToken {
 }
 
 impl Attention {
-    pub(crate) fn method(&self) -> tpvit_kernels::AttentionMethod<'_> {
-        match &self.shift {
+    fn codebook(&self, head: usize) -> &AttentionCodebook {
+        match &self.codebooks[..] {
+            [shared] => shared,
+            each => &each[head],
+        }
+    }
+
+    pub(crate) fn method(&self, head: usize) -> tpvit_kernels::AttentionMethod<'_> {
+        match &self.codebook(head).shift {
             None => tpvit_kernels::AttentionMethod::Decode,
             Some(form) => tpvit_kernels::AttentionMethod::Shift(form),
         }
@@ -195,7 +208,7 @@ impl Attention {
         SoftmaxCodes {
             bits: self.bits,
             thresholds: &self.heads[head].thresholds,
-            multipliers: &self.multipliers,
+            multipliers: &self.codebook(head).multipliers,
             kind: self.heads[head].kind,
             renormalise: self.renormalise,
         }
@@ -471,8 +484,10 @@ impl Needs {
                 self.check_attention(info, index, &shape)?;
                 self.scratch = self.scratch.max(kernels.attention_scratch_len(&shape));
                 let codes = softmax_quant(info, index);
-                self.constants += heads * codes.thresholds.len() * size_of::<i32>();
-                self.constants += codes.multipliers.len() * size_of::<i16>();
+                let thresholds = usize::from(codes.bits.max_code());
+                let multipliers = codes.codebooks.iter().map(|c| c.multipliers.len());
+                self.constants += heads * thresholds * size_of::<i32>();
+                self.constants += multipliers.sum::<usize>() * size_of::<i16>();
                 self.constants += heads * head_dim * (size_of::<f32>() + 1);
                 let pack_len = kernels.attention_pack_len(&shape);
                 if self.lanes == 1 {
@@ -499,13 +514,14 @@ impl Needs {
         index: usize,
         shape: &HeadShape,
     ) -> Result<(), SessionError> {
-        let multipliers = &softmax_quant(info, index).multipliers;
+        let mut codebooks = softmax_quant(info, index).codebooks.iter();
+        let shifts = |c: &SoftmaxCodebook| ShiftForm::from_multipliers(&c.multipliers).is_some();
         let unsupported = |what| Err(SessionError::Unsupported { op: index, what });
         if shape.tokens > MAX_TOKENS || shape.head_dim > MAX_HEAD_DIM {
             return unsupported("too many tokens or too wide a head");
         }
         match self.attention {
-            AttentionMethod::Shift if ShiftForm::from_multipliers(multipliers).is_none() => {
+            AttentionMethod::Shift if !codebooks.all(shifts) => {
                 unsupported("attention codes that are not powers of two (use the decode method)")
             }
             AttentionMethod::Shift | AttentionMethod::Decode => Ok(()),
@@ -657,6 +673,7 @@ impl<S: TensorSource> Build<'_, S> {
         let input = act_quant(self.info, qkv);
         let d = heads * head_dim;
         let head = |h: usize| {
+            let codebook = codes.codebook(h);
             let (q, k, v) = (h * head_dim, d + h * head_dim, 2 * d + h * head_dim);
             let step = f64::from(input.scale_at(q))
                 * f64::from(input.scale_at(k))
@@ -666,15 +683,22 @@ impl<S: TensorSource> Build<'_, S> {
                 q_zero: input.zero_point_at(q),
                 v_zero: (v..v + head_dim).map(|c| input.zero_point_at(c)).collect(),
                 v_scale: (v..v + head_dim).map(|c| input.scale_at(c)).collect(),
-                thresholds: integer_thresholds(codes, step),
+                thresholds: integer_thresholds(codebook, step),
                 kind: match codes.kind {
                     SoftmaxKind::RowMax => Kind::RowMax,
-                    SoftmaxKind::Static { scale } => Kind::Static {
+                    SoftmaxKind::Static => Kind::Static {
                         alpha: step as f32,
-                        scale,
+                        scale: codebook.scale,
                     },
                 },
             }
+        };
+        let codebook = |codebook: &SoftmaxCodebook| AttentionCodebook {
+            multipliers: codebook.multipliers.clone(),
+            shift: match self.layout.attention {
+                AttentionMethod::Decode => None,
+                AttentionMethod::Shift => ShiftForm::from_multipliers(&codebook.multipliers),
+            },
         };
         let shape = head_shape(self.info, qkv, head_dim);
         Attention {
@@ -684,12 +708,8 @@ impl<S: TensorSource> Build<'_, S> {
             heads: (0..heads).map(head).collect(),
             shape,
             bits: codes.bits,
-            multipliers: codes.multipliers.clone(),
             renormalise: codes.renormalise,
-            shift: match self.layout.attention {
-                AttentionMethod::Decode => None,
-                AttentionMethod::Shift => ShiftForm::from_multipliers(&codes.multipliers),
-            },
+            codebooks: codes.codebooks.iter().map(codebook).collect(),
             quant: self
                 .quant(output)
                 .expect("attention writes codes in a valid program"),
@@ -755,8 +775,8 @@ fn corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant, zeros: &[i32]
 /// `t > threshold` octaves holds exactly when `64 d + offset > result`, where
 /// t is `step * d` plus the row's offset; d and offset are integers, so the
 /// largest integer not above the quotient decides the same way.
-fn integer_thresholds(codes: &SoftmaxQuant, step: f64) -> Vec<i32> {
-    codes
+fn integer_thresholds(codebook: &SoftmaxCodebook, step: f64) -> Vec<i32> {
+    codebook
         .thresholds
         .iter()
         .map(|&t| floor_to_i32(64.0 * f64::from(t) / step))

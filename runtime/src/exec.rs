@@ -418,7 +418,7 @@ impl Heads<'_> {
             &queries,
             packed,
             &work.softmax(head),
-            work.method(),
+            work.method(head),
             &requant,
             self.scratch,
             HeadOutput {

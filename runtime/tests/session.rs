@@ -45,19 +45,21 @@ fn file_with_codebooks(weights: BitWidth, activations: BitWidth) -> Vec<u8> {
     write(&data).expect("a valid model")
 }
 
-fn softmaxes() -> [SoftmaxQuant; 3] {
+fn softmaxes() -> [SoftmaxQuant; 4] {
     [
         synthetic::row_max_softmax(BitWidth::B3),
         synthetic::row_max_softmax(BitWidth::B4),
         synthetic::log2_softmax(BitWidth::B4),
+        synthetic::log2_softmax_per_head(BitWidth::B3, CONFIG.heads),
     ]
 }
 
 /// Half octaves are no powers of two: only a table executes them.
 fn methods(softmax: &SoftmaxQuant) -> &'static [AttentionMethod] {
-    match ShiftForm::from_multipliers(&softmax.multipliers) {
-        Some(_) => &[AttentionMethod::Decode, AttentionMethod::Shift],
-        None => &[AttentionMethod::Decode],
+    let mut multipliers = softmax.codebooks.iter().map(|c| &c.multipliers);
+    match multipliers.all(|m| ShiftForm::from_multipliers(m).is_some()) {
+        true => &[AttentionMethod::Decode, AttentionMethod::Shift],
+        false => &[AttentionMethod::Decode],
     }
 }
 
@@ -160,6 +162,57 @@ fn more_threads_than_rows_or_processors_do_no_harm() {
             };
             assert_eq!(logits(&bytes, &options, &picture), expected, "{n} threads");
         }
+    }
+}
+
+/// What the first attention writes, `[tokens, dim]`.
+fn first_attention(softmax: &SoftmaxQuant, options: &Options) -> Vec<u8> {
+    struct First(Option<Vec<u8>>, BufferId);
+    impl Observer for First {
+        fn after(&mut self, _: usize, buffer: BufferId, _: Range<usize>, view: View<'_>) {
+            if let (true, View::Codes(codes)) = (buffer == self.1, view) {
+                self.0 = Some(codes.to_vec());
+            }
+        }
+    }
+    let bytes = file(BitWidth::B4, BitWidth::B8, softmax);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let mut ops = model.program().ops.iter();
+    let attention = ops.find(|op| matches!(op, Op::Attention { .. }));
+    let mut first = First(None, attention.expect("a transformer").output());
+    let mut session = Session::new(&model, options).expect("runs here");
+    let run = session.run_observed(&pixels(1), &mut first);
+    run.expect("the right size");
+    first.0.expect("attention writes codes")
+}
+
+/// A head's columns are those of a model in which all heads have its codebook.
+#[test]
+fn every_head_has_its_own_codebook() {
+    let per_head = synthetic::log2_softmax_per_head(BitWidth::B3, CONFIG.heads);
+    let head_dim = CONFIG.dim / CONFIG.heads;
+    for attention in [AttentionMethod::Decode, AttentionMethod::Shift] {
+        let options = Options {
+            attention,
+            ..threads(2)
+        };
+        let found = first_attention(&per_head, &options);
+        let mut alike = Vec::new();
+        for (head, codebook) in per_head.codebooks.iter().enumerate() {
+            let shared = SoftmaxQuant {
+                codebooks: vec![codebook.clone()],
+                ..per_head.clone()
+            };
+            let expected = first_attention(&shared, &options);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                if i % CONFIG.dim / head_dim == head {
+                    assert_eq!(found, expected, "head {head}, {attention:?}");
+                }
+            }
+            alike.push(expected);
+        }
+        alike.dedup();
+        assert_eq!(alike.len(), CONFIG.heads, "the codebook matters");
     }
 }
 

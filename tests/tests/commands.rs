@@ -205,7 +205,9 @@ fn a_report_has_the_numbers_of_the_file() {
     let attention = json["attention"].as_array().expect("a list");
     assert_eq!(attention.len(), blocks);
     for layer in attention {
-        assert_eq!(layer["levels"].as_array().expect("levels").len(), 16);
+        let codebooks = layer["codebooks"].as_array().expect("codebooks");
+        assert_eq!(codebooks.len(), 1, "for all heads");
+        assert_eq!(codebooks[0]["levels"].as_array().expect("levels").len(), 16);
         let list = |key: &str| layer["histogram"][key].as_array().expect("bins").iter();
         let counts: u64 = list("counts").filter_map(Value::as_u64).sum();
         let mass: f64 = list("mass").filter_map(Value::as_f64).sum();
@@ -216,12 +218,15 @@ fn a_report_has_the_numbers_of_the_file() {
     let compensation = json["compensation"].as_array().expect("a list");
     assert!(!compensation.is_empty());
 
-    // Again, without compensation: the report is replaced.
-    let mut command = folder.quantize(VIT, "vit.tpv", &["--method", "calibrate"]);
+    // Again, without compensation and per head: the report is replaced.
+    let flags = ["--method", "calibrate", "--softmax-per-head"];
+    let mut command = folder.quantize(VIT, "vit.tpv", &flags);
     let (html, json) = report(&folder, &mut command);
     assert!(html.contains("W8A8") && !html.contains("W4A4"));
     assert_eq!(json["compensation"], serde_json::json!([]));
     assert!(json["layers"][0]["error_before"].is_null());
+    let codebooks = json["attention"][0]["codebooks"].as_array().expect("it");
+    assert!(codebooks.len() > 1 && html.contains("levels of each head"));
 }
 
 #[test]
@@ -614,7 +619,18 @@ fn every_width_runs() {
 #[test]
 fn every_softmax_quantizer_runs() {
     let folder = Folder::new();
-    for softmax in ["tulq", "tulq-za", "row-max", "log2", "sulq"] {
+    for softmax in [
+        "tulq",
+        "tulq-z",
+        "tulq-za",
+        "row-max",
+        "uniform",
+        "twin",
+        "log2",
+        "log-sqrt2",
+        "adalog",
+        "sulq",
+    ] {
         for flags in [
             &["-a", "8"][..],
             &["-a", "3"],
@@ -628,6 +644,7 @@ fn every_softmax_quantizer_runs() {
             softmax,
             "--renormalise",
             "--integer-steps",
+            "--softmax-per-head",
             "-a",
             "4",
         ];

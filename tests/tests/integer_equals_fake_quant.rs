@@ -25,7 +25,7 @@ use std::path::Path;
 
 use tpvit_models::{
     ActivationQuant, BitWidth, BufferId, Interpolation, Model, Op, Preprocess, Program, Resize,
-    SoftmaxKind, SoftmaxMethod, SoftmaxQuant, TensorId,
+    SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorId,
 };
 use tpvit_quantizer::calibration::{
     ActivationCode, FakeQuant, Granularity, ObserveSettings, QuantPlan, Settings, fake_weights,
@@ -475,9 +475,9 @@ impl Forced<'_> {
     ///
     /// - the executor's: n terms as exact as their `t` (the error of a mean of
     ///   `t` again), `n + 6` roundings of the sum, over ln 2;
-    /// - the runtime's: terms good to 2e-7 plus two roundings of `t`, where
-    ///   `t 2^-t < 1`; the logarithm to 1e-6; the result is a multiple of 1/64
-    ///   score step.
+    /// - the runtime's: terms good to 3e-6 of each, plus two roundings of `t`, where
+    ///   `t 2^-t < 1`; their sum in 16 lanes and a tree; the logarithm to 1e-6; the
+    ///   result is a multiple of 1/64 score step.
     fn uncertain_codes(&self, op: usize, head: usize, scores: &[f32]) -> Head {
         let quant = self.quantized.plan.quantization.softmax[op]
             .as_ref()
@@ -503,10 +503,11 @@ impl Forced<'_> {
             let below = |x: f32| f64::from(max - x) * LOG2_E;
             let (offset, offset_error) = match quant.kind {
                 SoftmaxKind::RowMax => (0.0, 0.0),
-                SoftmaxKind::Static { .. } => {
+                SoftmaxKind::Static => {
                     let z: f64 = row.iter().map(|&x| (-below(x)).exp2()).sum();
                     let executor = 2.0 * LOG2_E * score_error + (n + 6.0) * U * LOG2_E;
-                    let runtime = n * (2e-7 + 2.0 * U) * LOG2_E / z + 1e-6 + step / 128.0;
+                    let terms = 3e-6 + (n / 16.0 + 5.0) * U + n * 2.0 * U / z;
+                    let runtime = terms * LOG2_E + 1e-6 + step / 128.0;
                     (z.log2(), executor + runtime)
                 }
             };
@@ -515,7 +516,7 @@ impl Forced<'_> {
             for (j, &x) in row.iter().enumerate() {
                 let t = below(x) + offset;
                 let e = 2.0 * LOG2_E * score_error + 4.0 * U * (t + 1.0) + offset_error;
-                let [least, most] = multipliers_near(quant, t, e);
+                let [least, most] = multipliers_near(quant.codebook(head), t, e);
                 least_sum += least;
                 if most > least {
                     uncertain.push((j, most - least));
@@ -600,9 +601,9 @@ impl Forced<'_> {
                         (true, false) => f64::INFINITY,
                     }
                 }
-                SoftmaxKind::Static { scale } => {
+                SoftmaxKind::Static => {
                     let sum: f64 = uncertain.map(|&(j, m)| m * value(j).abs()).sum();
-                    f64::from(scale) * sum
+                    f64::from(quant.codebook(col / head_dim).scale) * sum
                 }
                 SoftmaxKind::RowMax => panic!("row-maximum codes are renormalised"),
             };
@@ -621,13 +622,13 @@ struct Sum {
 }
 
 /// The least and the greatest multiplier of the codes of `t - e` to `t + e`.
-fn multipliers_near(quant: &SoftmaxQuant, t: f64, e: f64) -> [f64; 2] {
+fn multipliers_near(codebook: &SoftmaxCodebook, t: f64, e: f64) -> [f64; 2] {
     let code = |t: f64| {
-        quant
+        codebook
             .thresholds
             .partition_point(|&limit| t > f64::from(limit))
     };
-    let near = &quant.multipliers[code(t - e)..=code(t + e)];
+    let near = &codebook.multipliers[code(t - e)..=code(t + e)];
     let near = near.iter().map(|&m| f64::from(m));
     near.fold([f64::INFINITY, f64::NEG_INFINITY], |[least, most], m| {
         [least.min(m), most.max(m)]
@@ -701,12 +702,17 @@ fn compare_fixture(name: &str, settings: Settings) {
     tally.check(&run);
 }
 
-const METHODS: [SoftmaxMethod; 5] = [
+const METHODS: [SoftmaxMethod; 10] = [
     SoftmaxMethod::Log2,
     SoftmaxMethod::Sulq,
     SoftmaxMethod::TulqA,
     SoftmaxMethod::TulqZa,
     SoftmaxMethod::RowMax,
+    SoftmaxMethod::TulqZ,
+    SoftmaxMethod::Uniform,
+    SoftmaxMethod::LogSqrt2,
+    SoftmaxMethod::AdaLog,
+    SoftmaxMethod::TwinUniform,
 ];
 
 fn settings(weight_bits: BitWidth, act_bits: BitWidth, method: SoftmaxMethod) -> Settings {
@@ -786,6 +792,20 @@ fn every_softmax_quantizer() {
         renormalised.softmax.renormalise = Some(true);
         renormalised.softmax.integer_step = true;
         compare_fixture(VIT, renormalised);
+    }
+}
+
+/// Codebooks that differ from head to head; methods with nothing to fit have one.
+#[test]
+fn every_softmax_quantizer_per_head() {
+    for method in METHODS {
+        for renormalise in [None, Some(true)] {
+            let mut settings = settings(BitWidth::B8, BitWidth::B8, method);
+            settings.softmax.bits = Some(BitWidth::B4);
+            settings.softmax.per_head = true;
+            settings.softmax.renormalise = renormalise;
+            compare_fixture(LAYERSCALE, settings);
+        }
     }
 }
 

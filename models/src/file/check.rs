@@ -10,11 +10,13 @@
 )]
 
 use super::error::ParseError;
-use super::layout::FEATURE_CODEBOOK;
+use super::layout::{FEATURE_CODEBOOK, FEATURE_SOFTMAX_PER_HEAD};
 use super::model::TensorPlace;
 use crate::preprocess::{Preprocess, Resize};
 use crate::program::{BufferId, Op, Program, TensorId};
-use crate::quant::{ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxQuant};
+use crate::quant::{
+    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
+};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -97,10 +99,16 @@ fn check_codebook(bits: BitWidth, codebook: &Codebook) -> Result<(), &'static st
 /// The features that a reader of these quantizers must know.
 pub(super) fn features(quant: &Quantization) -> u32 {
     let mut activations = quant.activations.iter().flatten();
-    match activations.any(|quant| quant.codebook.is_some()) {
+    let codebook = match activations.any(|quant| quant.codebook.is_some()) {
         true => FEATURE_CODEBOOK,
         false => 0,
-    }
+    };
+    let mut softmax = quant.softmax.iter().flatten();
+    let per_head = match softmax.any(|quant| quant.codebooks.len() != 1) {
+        true => FEATURE_SOFTMAX_PER_HEAD,
+        false => 0,
+    };
+    codebook | per_head
 }
 
 /// A file requires the features that it uses, and no others.
@@ -131,7 +139,8 @@ fn check_op(
             ..
         } => {
             let softmax = softmax.ok_or(ParseError::NoSoftmaxQuant { op: index })?;
-            check_softmax(softmax).map_err(|rule| ParseError::Softmax { op: index, rule })?;
+            check_softmax(softmax, heads)
+                .map_err(|rule| ParseError::Softmax { op: index, rule })?;
             no_codebook(program, quant, qkv)?;
             let q_and_k = heads.saturating_mul(head_dim).saturating_mul(2);
             uniform(program, quant, qkv, head_dim, q_and_k)
@@ -204,8 +213,24 @@ fn activation(quant: &Quantization, buffer: BufferId) -> Option<&ActivationQuant
     quant.activations.get(buffer.index())?.as_ref()
 }
 
-fn check_softmax(softmax: &SoftmaxQuant) -> Result<(), &'static str> {
-    let thresholds = &softmax.thresholds;
+fn check_softmax(softmax: &SoftmaxQuant, heads: usize) -> Result<(), &'static str> {
+    let count = softmax.codebooks.len();
+    if count != 1 && count != heads {
+        return Err("there must be one codebook, or one for each head");
+    }
+    let mut codebooks = softmax.codebooks.iter();
+    codebooks.try_for_each(|codebook| check_softmax_codebook(softmax, codebook))
+}
+
+fn check_softmax_codebook(
+    softmax: &SoftmaxQuant,
+    codebook: &SoftmaxCodebook,
+) -> Result<(), &'static str> {
+    let SoftmaxCodebook {
+        scale: _, // read as one
+        thresholds,
+        multipliers,
+    } = codebook;
     if thresholds
         .iter()
         .any(|t| t.is_nan() || *t == f32::NEG_INFINITY)
@@ -216,34 +241,34 @@ fn check_softmax(softmax: &SoftmaxQuant) -> Result<(), &'static str> {
         return Err("thresholds must ascend");
     }
     let limit = 16384;
-    if softmax.multipliers.iter().any(|m| m.unsigned_abs() > limit) {
+    if multipliers.iter().any(|m| m.unsigned_abs() > limit) {
         return Err("multipliers must be -16384 to 16384");
     }
     if softmax.renormalise {
         // The row is divided by the sum of its multipliers.
-        if softmax.multipliers.iter().any(|&m| m < 0) {
+        if multipliers.iter().any(|&m| m < 0) {
             return Err("multipliers of a renormalised row must not be negative");
         }
-        if softmax.multipliers.iter().all(|&m| m == 0) {
+        if multipliers.iter().all(|&m| m == 0) {
             return Err("one multiplier must be positive");
         }
     }
     match softmax.kind {
-        SoftmaxKind::Static { .. } => Ok(()),
-        SoftmaxKind::RowMax => check_row_max(softmax),
+        SoftmaxKind::Static => Ok(()),
+        SoftmaxKind::RowMax => check_row_max(softmax.renormalise, codebook),
     }
 }
 
 /// The row's largest probability has t = 0, code 0 and a positive multiplier,
 /// so that no row sums to zero.
-fn check_row_max(softmax: &SoftmaxQuant) -> Result<(), &'static str> {
-    if !softmax.renormalise {
+fn check_row_max(renormalise: bool, codebook: &SoftmaxCodebook) -> Result<(), &'static str> {
+    if !renormalise {
         return Err("row-maximum codes must be renormalised");
     }
-    if softmax.thresholds.first().is_some_and(|&t| t < 0.0) {
+    if codebook.thresholds.first().is_some_and(|&t| t < 0.0) {
         return Err("the first threshold of row-maximum codes must not be negative");
     }
-    if softmax.multipliers.first().is_some_and(|&m| m <= 0) {
+    if codebook.multipliers.first().is_some_and(|&m| m <= 0) {
         return Err("the first multiplier of row-maximum codes must be positive");
     }
     Ok(())
@@ -292,8 +317,8 @@ fn max_code(quant: &Quantization, buffer: BufferId) -> u8 {
 }
 
 fn largest_multiplier(softmax: &SoftmaxQuant) -> u16 {
-    let magnitudes = softmax.multipliers.iter().map(|m| m.unsigned_abs());
-    magnitudes.max().unwrap_or(0)
+    let multipliers = softmax.codebooks.iter().flat_map(|c| &c.multipliers);
+    multipliers.map(|m| m.unsigned_abs()).max().unwrap_or(0)
 }
 
 /// With activations `a <= A`, weights centred to `-C <= w < C`, and zero

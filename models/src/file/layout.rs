@@ -18,13 +18,16 @@ pub const MAGIC: [u8; 8] = *b"\x89TPV\r\n\x1a\n";
 /// [`Model::parse`](crate::Model::parse) reads.
 pub const VERSION: (u16, u16) = (1, 0);
 
-// Features a file may require (SPEC.md, section 2): a bit each.
-/// An activation has a codebook.
-pub(super) const FEATURE_CODEBOOK: u32 = 1;
+/// Feature bit 0: an activation has a codebook (SPEC.md, section 8).
+pub const FEATURE_CODEBOOK: u32 = 1 << 0;
+
+/// Feature bit 1: an attention has a codebook for each head, so QUANT says how
+/// many there are (SPEC.md, section 8).
+pub const FEATURE_SOFTMAX_PER_HEAD: u32 = 1 << 1;
 
 /// The feature bits this reader understands; a file that requires another one
 /// is refused.
-pub const SUPPORTED_FEATURES: u32 = FEATURE_CODEBOOK;
+pub const SUPPORTED_FEATURES: u32 = FEATURE_CODEBOOK | FEATURE_SOFTMAX_PER_HEAD;
 
 /// Bytes to which sections, and tensors within DATA, are aligned: a cache line.
 pub const ALIGN: usize = 64;
@@ -111,6 +114,11 @@ pub(super) fn method_tag(method: SoftmaxMethod) -> u8 {
         SoftmaxMethod::TulqA => 2,
         SoftmaxMethod::TulqZa => 3,
         SoftmaxMethod::RowMax => 4,
+        SoftmaxMethod::TulqZ => 5,
+        SoftmaxMethod::Uniform => 6,
+        SoftmaxMethod::LogSqrt2 => 7,
+        SoftmaxMethod::AdaLog => 8,
+        SoftmaxMethod::TwinUniform => 9,
     }
 }
 
@@ -122,6 +130,11 @@ pub(super) fn method(tag: u8) -> Option<SoftmaxMethod> {
         2 => Some(SoftmaxMethod::TulqA),
         3 => Some(SoftmaxMethod::TulqZa),
         4 => Some(SoftmaxMethod::RowMax),
+        5 => Some(SoftmaxMethod::TulqZ),
+        6 => Some(SoftmaxMethod::Uniform),
+        7 => Some(SoftmaxMethod::LogSqrt2),
+        8 => Some(SoftmaxMethod::AdaLog),
+        9 => Some(SoftmaxMethod::TwinUniform),
         _ => None,
     }
 }
@@ -129,6 +142,11 @@ pub(super) fn method(tag: u8) -> Option<SoftmaxMethod> {
 /// Number of codes of a width, 4 to 256.
 pub(super) fn codes_of(bits: BitWidth) -> usize {
     usize::from(bits.max_code()).saturating_add(1)
+}
+
+/// Bytes of a softmax codebook: scale, thresholds, multipliers.
+pub(super) fn softmax_codebook_len(bits: BitWidth) -> usize {
+    codes_of(bits).saturating_mul(4 + 2)
 }
 
 /// `at` rounded up to a multiple of [`ALIGN`]; `None` beyond `usize`.

@@ -13,7 +13,9 @@ mod write;
 
 pub use container::{Section, SectionKind};
 pub use error::ParseError;
-pub use layout::{ALIGN, MAGIC, SUPPORTED_FEATURES, VERSION};
+pub use layout::{
+    ALIGN, FEATURE_CODEBOOK, FEATURE_SOFTMAX_PER_HEAD, MAGIC, SUPPORTED_FEATURES, VERSION,
+};
 pub use model::{FloatTensor, Model, ModelInfo, Tensor, WeightTensor};
 #[cfg(feature = "std")]
 pub use reader::{FileHead, ReadError, TensorReader};

@@ -19,7 +19,9 @@ use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{
     Activation, Buffer, BufferId, MAX_SIZE, Op, Program, TensorId, TensorInfo, TensorRole,
 };
-use crate::quant::{ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxQuant};
+use crate::quant::{
+    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
+};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -423,6 +425,7 @@ fn quantization(file: &Container<'_>, program: &Program) -> Result<Quantization,
         *slot = Some(activation_quant(&mut at)?);
         next = index.saturating_add(1);
     }
+    let per_head = file.features & layout::FEATURE_SOFTMAX_PER_HEAD != 0;
     let mut softmax = Vec::with_capacity(program.ops.len());
     softmax.resize_with(program.ops.len(), || None);
     let mut next = 0;
@@ -431,7 +434,7 @@ fn quantization(file: &Container<'_>, program: &Program) -> Result<Quantization,
         let index = at.size("operation of a quantizer")?;
         let slot = softmax.get_mut(index).filter(|_| index >= next);
         let slot = slot.ok_or_else(|| at.value_at("operation of a quantizer", offset))?;
-        *slot = Some(softmax_quant(&mut at)?);
+        *slot = Some(softmax_quant(&mut at, per_head)?);
         next = index.saturating_add(1);
     }
     at.finish()?;
@@ -481,7 +484,7 @@ fn codebook(at: &mut Cursor<'_>, bits: BitWidth) -> Result<Codebook, ParseError>
     })
 }
 
-fn softmax_quant(at: &mut Cursor<'_>) -> Result<SoftmaxQuant, ParseError> {
+fn softmax_quant(at: &mut Cursor<'_>, per_head: bool) -> Result<SoftmaxQuant, ParseError> {
     let start = at.offset();
     let bits = at.bits()?;
     let method = layout::method(at.u8()?).ok_or_else(|| at.value_at("softmax method", start))?;
@@ -492,14 +495,38 @@ fn softmax_quant(at: &mut Cursor<'_>) -> Result<SoftmaxQuant, ParseError> {
         _ => return Err(at.value_at("renormalise", start)),
     };
     let kind = match kind {
-        layout::ROW_MAX => {
-            at.reserved::<4>()?;
-            SoftmaxKind::RowMax
-        }
-        layout::STATIC => SoftmaxKind::Static {
-            scale: read_scale(at)?,
-        },
+        layout::ROW_MAX => SoftmaxKind::RowMax,
+        layout::STATIC => SoftmaxKind::Static,
         _ => return Err(at.value_at("softmax kind", start)),
+    };
+    let count = match per_head {
+        true => at.count("softmax codebooks", layout::softmax_codebook_len(bits))?,
+        false => 1,
+    };
+    let mut codebooks = Vec::with_capacity(count);
+    for _ in 0..count {
+        codebooks.push(softmax_codebook(at, bits, kind)?);
+    }
+    Ok(SoftmaxQuant {
+        bits,
+        method,
+        kind,
+        renormalise,
+        codebooks,
+    })
+}
+
+fn softmax_codebook(
+    at: &mut Cursor<'_>,
+    bits: BitWidth,
+    kind: SoftmaxKind,
+) -> Result<SoftmaxCodebook, ParseError> {
+    let scale = match kind {
+        SoftmaxKind::RowMax => {
+            at.reserved::<4>()?;
+            0.0
+        }
+        SoftmaxKind::Static => read_scale(at)?,
     };
     let codes = layout::codes_of(bits);
     let mut thresholds = Vec::with_capacity(codes.saturating_sub(1));
@@ -510,11 +537,8 @@ fn softmax_quant(at: &mut Cursor<'_>) -> Result<SoftmaxQuant, ParseError> {
     for _ in 0..codes {
         multipliers.push(at.i16()?);
     }
-    Ok(SoftmaxQuant {
-        bits,
-        method,
-        kind,
-        renormalise,
+    Ok(SoftmaxCodebook {
+        scale,
         thresholds,
         multipliers,
     })

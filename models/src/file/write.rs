@@ -14,7 +14,8 @@ use crate::dense;
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{Activation, Op, Program, TensorInfo, TensorRole};
 use crate::quant::{
-    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxKind, SoftmaxQuant, WeightQuant,
+    ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
+    WeightQuant,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -427,10 +428,12 @@ fn quant_section(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         }
     }
     size(&mut out, "softmax count", softmax.iter().flatten().count())?;
+    let features = check::features(&model.quantization);
+    let per_head = features & layout::FEATURE_SOFTMAX_PER_HEAD != 0;
     for (index, softmax) in softmax.iter().enumerate() {
         if let Some(softmax) = softmax {
             size(&mut out, "operation index", index)?;
-            softmax_quant(&mut out, softmax)?;
+            softmax_quant(&mut out, softmax, per_head)?;
         }
     }
     Ok(out)
@@ -463,13 +466,14 @@ fn activation_quant(
     Ok(())
 }
 
-fn softmax_quant(out: &mut Vec<u8>, quant: &SoftmaxQuant) -> Result<(), WriteError> {
-    let codes = codes_of(quant.bits);
-    length("thresholds", "softmax", codes - 1, quant.thresholds.len())?;
-    length("multipliers", "softmax", codes, quant.multipliers.len())?;
-    let (kind, scale) = match quant.kind {
-        SoftmaxKind::RowMax => (layout::ROW_MAX, 0.0),
-        SoftmaxKind::Static { scale } => (layout::STATIC, scale),
+fn softmax_quant(
+    out: &mut Vec<u8>,
+    quant: &SoftmaxQuant,
+    per_head: bool,
+) -> Result<(), WriteError> {
+    let kind = match quant.kind {
+        SoftmaxKind::RowMax => layout::ROW_MAX,
+        SoftmaxKind::Static => layout::STATIC,
     };
     out.extend([
         quant.bits.bits() as u8,
@@ -477,11 +481,33 @@ fn softmax_quant(out: &mut Vec<u8>, quant: &SoftmaxQuant) -> Result<(), WriteErr
         kind,
         quant.renormalise.into(),
     ]);
-    f32(out, scale);
-    for &threshold in &quant.thresholds {
+    if per_head {
+        size(out, "codebook count", quant.codebooks.len())?;
+    }
+    for codebook in &quant.codebooks {
+        softmax_codebook(out, quant.bits, codebook)?;
+    }
+    Ok(())
+}
+
+fn softmax_codebook(
+    out: &mut Vec<u8>,
+    bits: BitWidth,
+    codebook: &SoftmaxCodebook,
+) -> Result<(), WriteError> {
+    let codes = codes_of(bits);
+    let SoftmaxCodebook {
+        scale,
+        thresholds,
+        multipliers,
+    } = codebook;
+    length("thresholds", "softmax", codes - 1, thresholds.len())?;
+    length("multipliers", "softmax", codes, multipliers.len())?;
+    f32(out, *scale);
+    for &threshold in thresholds {
         f32(out, threshold);
     }
-    for &multiplier in &quant.multipliers {
+    for &multiplier in multipliers {
         out.extend(multiplier.to_le_bytes());
     }
     Ok(())

@@ -4,8 +4,8 @@
 
 use tpvit_models::{
     Activation, ActivationQuant, BitWidth, Buffer, BufferId, Codebook, Interpolation, ModelData,
-    Op, Preprocess, Program, Quantization, Resize, SoftmaxKind, SoftmaxMethod, SoftmaxQuant,
-    TensorData, TensorId, TensorInfo, TensorRole, WeightQuant,
+    Op, Preprocess, Program, Quantization, Resize, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,
+    SoftmaxQuant, TensorData, TensorId, TensorInfo, TensorRole, WeightQuant,
 };
 
 use BitWidth::{B2, B3, B4, B6, B8};
@@ -100,6 +100,19 @@ pub(crate) fn with_codebook() -> ModelData {
     data
 }
 
+/// [`golden`] with a codebook for each head of the second attention.
+pub(crate) fn with_codebook_per_head() -> ModelData {
+    let mut data = golden();
+    let softmax = data.quantization.softmax.iter_mut().flatten().nth(1);
+    let softmax = softmax.expect("two attentions");
+    let mut second = softmax.codebooks[0].clone();
+    second.scale = 0.0625;
+    second.thresholds[5] = f32::INFINITY;
+    second.multipliers[5] = 0;
+    softmax.codebooks.push(second);
+    data
+}
+
 fn one_scale(bits: BitWidth) -> ActivationQuant {
     ActivationQuant {
         bits,
@@ -115,8 +128,11 @@ fn row_max() -> SoftmaxQuant {
         method: SoftmaxMethod::RowMax,
         kind: SoftmaxKind::RowMax,
         renormalise: true,
-        thresholds: vec![0.5, 1.5, 2.5],
-        multipliers: vec![127, 63, 31, 0],
+        codebooks: vec![SoftmaxCodebook {
+            scale: 0.0,
+            thresholds: vec![0.5, 1.5, 2.5],
+            multipliers: vec![127, 63, 31, 0],
+        }],
     }
 }
 
@@ -124,10 +140,13 @@ fn log2() -> SoftmaxQuant {
     SoftmaxQuant {
         bits: B3,
         method: SoftmaxMethod::Log2,
-        kind: SoftmaxKind::Static { scale: 0.03125 },
+        kind: SoftmaxKind::Static,
         renormalise: false,
-        thresholds: vec![0.5, 1.5, 2.5, 3.5, 4.5, 5.5, f32::INFINITY],
-        multipliers: vec![32, 16, 8, 4, 2, 1, 0, 0],
+        codebooks: vec![SoftmaxCodebook {
+            scale: 0.03125,
+            thresholds: vec![0.5, 1.5, 2.5, 3.5, 4.5, 5.5, f32::INFINITY],
+            multipliers: vec![32, 16, 8, 4, 2, 1, 0, 0],
+        }],
     }
 }
 

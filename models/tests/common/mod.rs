@@ -44,6 +44,10 @@ pub(crate) fn random_vit() -> impl Strategy<Value = ModelData> {
                 mlp_ratio,
                 classes,
             };
+            let softmax = match seed % 2 {
+                0 => softmax,
+                _ => synthetic::log2_softmax_per_head(softmax.bits, heads),
+            };
             let mut data = synthetic::vit(config, w, a, &softmax, seed);
             if seed % 2 == 0 {
                 synthetic::add_codebooks(&mut data);

@@ -6,7 +6,7 @@
 //! different is the rounding of long f32 sums that the runtime does exactly,
 //! in integers; it moves a value across a rounding boundary now and then.
 
-use tpvit_models::{BufferId, Codebook, Op, Program, Quantization, SoftmaxKind, SoftmaxQuant};
+use tpvit_models::{BufferId, Codebook, Op, Program, Quantization, SoftmaxKind};
 
 use super::plan::QuantPlan;
 use crate::quantizers::softmax::quantize_row;
@@ -87,15 +87,15 @@ impl Hook for FakeQuant<'_> {
         }
     }
 
-    fn scores(&mut self, op: usize, _head: usize, scores: &mut [f32]) -> bool {
+    fn scores(&mut self, op: usize, head: usize, scores: &mut [f32]) -> bool {
         let Some(quant) = &self.quantization.softmax[op] else {
             return false;
         };
         let tokens = self.program.buffers[self.program.ops[op].output().index()].rows;
         self.octaves.resize(tokens, 0.0);
         for row in scores.chunks_exact_mut(tokens) {
-            score_octaves(quant, row, &mut self.octaves);
-            quantize_row(quant, &self.octaves, row, None);
+            score_octaves(quant.kind, row, &mut self.octaves);
+            quantize_row(quant, head, &self.octaves, row, None);
         }
         true
     }
@@ -107,14 +107,14 @@ fn levels(codebook: &Codebook) -> [f32; 256] {
 }
 
 /// `t = (max - x) * log2(e)`, and for static codes `+ log2(sum of 2^-t)`.
-fn score_octaves(quant: &SoftmaxQuant, scores: &[f32], octaves: &mut [f32]) {
+fn score_octaves(kind: SoftmaxKind, scores: &[f32], octaves: &mut [f32]) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for (t, &x) in octaves.iter_mut().zip(scores) {
         *t = (max - x) * std::f32::consts::LOG2_E;
     }
-    match quant.kind {
+    match kind {
         SoftmaxKind::RowMax => {}
-        SoftmaxKind::Static { .. } => {
+        SoftmaxKind::Static => {
             let sum: f32 = octaves.iter().map(|t| (-t).exp2()).sum();
             let offset = sum.log2();
             for t in octaves {

@@ -238,7 +238,7 @@ impl Hook for Picture {
         }
         let samples = self.attention[op][slot]
             .get_or_insert_with(|| AttentionSamples::new(tokens, values.len() / tokens));
-        samples.push(kept.copied().collect(), values.to_vec());
+        samples.push(head, kept.copied().collect(), values.to_vec());
     }
 }
 

@@ -19,13 +19,17 @@ use rayon::prelude::*;
 use super::observe::Observations;
 use super::observers::BufferStats;
 use super::reparameterise::reparameterise;
+use crate::quantizers::adaptive_base_log::AdaptiveBaseLog;
 use crate::quantizers::codebook::Grid;
+use crate::quantizers::log_sqrt2::LogSqrt2;
 use crate::quantizers::log2::Log2;
 use crate::quantizers::row_maximum::RowMaximum;
 use crate::quantizers::sulq::Sulq;
 use crate::quantizers::truncated_uniform_log2::{LastCode, TruncatedUniformLog2};
+use crate::quantizers::twin_uniform::TwinUniform;
 use crate::quantizers::uniform::round_even;
-use crate::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint, weight};
+use crate::quantizers::uniform_softmax::UniformSoftmax;
+use crate::quantizers::{Affine, RangeFit, SoftmaxQuantizer, ZeroPoint, fit_per_head, weight};
 use crate::weights::Weights;
 
 /// No channel's scale is below this fraction of its buffer's largest: a
@@ -80,6 +84,9 @@ pub struct SoftmaxSettings {
     pub integer_step: bool,
     /// Whether rows are divided by their sum; `None` for as published.
     pub renormalise: Option<bool>,
+    /// Whether each head has a codebook of its own, for methods with anything
+    /// to fit.
+    pub per_head: bool,
 }
 
 /// Widths of single operations, by their index, where they differ from the rest:
@@ -147,7 +154,12 @@ impl SoftmaxSettings {
             SoftmaxMethod::Log2
             | SoftmaxMethod::Sulq
             | SoftmaxMethod::TulqA
-            | SoftmaxMethod::TulqZa => act_bits,
+            | SoftmaxMethod::TulqZa
+            | SoftmaxMethod::TulqZ
+            | SoftmaxMethod::Uniform
+            | SoftmaxMethod::LogSqrt2
+            | SoftmaxMethod::AdaLog
+            | SoftmaxMethod::TwinUniform => act_bits,
             SoftmaxMethod::RowMax => act_bits.min(BitWidth::B4),
         }
     }
@@ -169,6 +181,11 @@ impl SoftmaxSettings {
             SoftmaxMethod::TulqA => Box::new(tulq(LastCode::Bound)),
             SoftmaxMethod::TulqZa => Box::new(tulq(LastCode::Zero)),
             SoftmaxMethod::RowMax => Box::new(RowMaximum),
+            SoftmaxMethod::TulqZ => Box::new(tulq(LastCode::BesideZero)),
+            SoftmaxMethod::Uniform => Box::new(UniformSoftmax { renormalise }),
+            SoftmaxMethod::LogSqrt2 => Box::new(LogSqrt2 { renormalise }),
+            SoftmaxMethod::AdaLog => Box::new(AdaptiveBaseLog { renormalise }),
+            SoftmaxMethod::TwinUniform => Box::new(TwinUniform { renormalise }),
         }
     }
 }
@@ -187,6 +204,7 @@ impl Settings {
                 bits: None,
                 integer_step: false,
                 renormalise: None,
+                per_head: false,
             },
             values: Granularity::PerChannel,
             attention_output: Granularity::PerChannel,
@@ -478,8 +496,13 @@ impl Planner<'_> {
         let Some(samples) = &self.observations.attention[index] else {
             return;
         };
-        let quantizer = self.settings.softmax.quantizer();
-        let quant = quantizer.fit(self.settings.attention_width(index), samples);
+        let bits = self.settings.attention_width(index);
+        let settings = &self.settings.softmax;
+        let quantizer = settings.quantizer();
+        let quant = match settings.per_head {
+            true => fit_per_head(quantizer.as_ref(), bits, samples),
+            false => quantizer.fit(bits, samples),
+        };
         let error = samples.relative_error(&quant);
         self.plan.notes[index].push(describe_softmax(quantizer.name(), &quant, error));
         self.plan.quantization.softmax[index] = Some(quant);
@@ -713,6 +736,10 @@ fn describe(quant: &ActivationQuant) -> String {
 
 fn describe_softmax(name: &str, quant: &SoftmaxQuant, error: f64) -> String {
     let bits = quant.bits.bits();
+    let heads = match quant.codebooks.len() {
+        1 => "",
+        _ => " per head",
+    };
     let error = error.sqrt();
-    format!("softmax {name} {bits} bits, relative error of the product with v {error:.4}")
+    format!("softmax {name} {bits} bits{heads}, relative error of the product with v {error:.4}")
 }

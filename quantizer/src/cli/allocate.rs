@@ -10,9 +10,9 @@ use tpvit_quantizer::calibration::{
     AllocateStage, Allocation, Budget, ObserveSettings, Settings, Site, allocate,
 };
 use tpvit_quantizer::import::Imported;
+use tpvit_quantizer::report::duration;
 
 use super::output::{Table, bytes, progress, tell};
-use tpvit_quantizer::report::duration;
 
 /// What takes less is not announced.
 const WORTH_SAYING: Duration = Duration::from_secs(5);

@@ -136,15 +136,7 @@ fn activation_text(quant: &ActivationQuant) -> String {
     } else {
         "column"
     };
-    let (low, high) = quant
-        .scale
-        .iter()
-        .fold((f32::INFINITY, 0.0_f32), |(l, h), &s| (l.min(s), h.max(s)));
-    let scale = if low == high {
-        format!("{low:.3e}")
-    } else {
-        format!("{low:.3e}..{high:.3e}")
-    };
+    let scale = scale_text(quant.scale.iter().copied());
     let levels = match &quant.codebook {
         None => String::new(),
         Some(codebook) => {
@@ -152,20 +144,35 @@ fn activation_text(quant: &ActivationQuant) -> String {
             format!(", levels {} of 0..255", levels.join(" "))
         }
     };
-    format!("{} bit per {per}, scale {scale}{levels}", quant.bits.bits())
+    format!("{} bit per {per}, {scale}{levels}", quant.bits.bits())
+}
+
+/// The scale, or the least and the largest.
+fn scale_text(scales: impl Iterator<Item = f32>) -> String {
+    let (low, high) = scales.fold((f32::INFINITY, 0.0_f32), |(l, h), s| (l.min(s), h.max(s)));
+    if low == high {
+        format!("scale {low:.3e}")
+    } else {
+        format!("scale {low:.3e}..{high:.3e}")
+    }
 }
 
 fn softmax_text(quant: &SoftmaxQuant) -> String {
+    let per = match quant.codebooks.len() {
+        1 => "",
+        _ => " per head",
+    };
     let kind = match quant.kind {
         SoftmaxKind::RowMax => "relative to the row's largest".to_string(),
-        SoftmaxKind::Static { scale } => format!("scale {scale:.3e}"),
+        SoftmaxKind::Static => scale_text(quant.codebooks.iter().map(|c| c.scale)),
     };
     let sum = if quant.renormalise {
         ", renormalised"
     } else {
         ""
     };
-    format!("{:?} {} bit, {kind}{sum}", quant.method, quant.bits.bits())
+    let (method, bits) = (quant.method, quant.bits.bits());
+    format!("{method:?} {bits} bit{per}, {kind}{sum}")
 }
 
 fn provenance(model: &Model<'_>) -> Result<String> {

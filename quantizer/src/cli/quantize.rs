@@ -80,7 +80,7 @@ pub(crate) struct MethodArgs {
     /// How the float network becomes integers
     #[arg(long, value_enum, default_value = "compensate")]
     method: MethodArg,
-    /// How post-softmax attention becomes log2 codes
+    /// How post-softmax attention becomes codes
     #[arg(long, value_enum, default_value = "row-max")]
     pub(crate) softmax: SoftmaxArg,
     /// Bits of an attention code [default: chosen by method and activation bits]
@@ -98,6 +98,9 @@ pub(crate) struct MethodArgs {
     /// Levels of GELU's output [default: codebook for at most 4 activation bits]
     #[arg(long, value_enum)]
     hidden_code: Option<HiddenCodeArg>,
+    /// Fit attention codes to each head by itself (row-max and log2 have nothing to fit)
+    #[arg(long)]
+    softmax_per_head: bool,
     /// How an activation's range is found
     #[arg(long, value_enum, default_value = "mse")]
     observer: ObserverArg,
@@ -143,13 +146,23 @@ enum MethodArg {
 pub(crate) enum SoftmaxArg {
     /// TP-ViT's truncated uniform-log2 quantizer
     Tulq,
-    /// The same with a code for exactly zero
+    /// The same with its last code for exactly zero, beside the grid
+    TulqZ,
+    /// The same with its last code for exactly zero, to which the grid is anchored
     TulqZa,
     /// Relative to each row's largest value: no exponentials at run time, most accurate
     RowMax,
-    /// FQ-ViT's log2
+    /// Evenly spaced probabilities, as in APHQ-ViT, FIMA-Q and GLF-Q
+    Uniform,
+    /// PTQ4ViT's twin uniform: one spacing for small probabilities, one for large
+    Twin,
+    /// FQ-ViT's log2: octaves
     Log2,
-    /// I&S-ViT's shift-uniform-log2, with 2^b levels
+    /// RepQ-ViT's log2 of half octaves
+    LogSqrt2,
+    /// AdaLog's logarithm, whose base is fitted
+    Adalog,
+    /// I&S-ViT's shift-uniform-log2
     Sulq,
 }
 
@@ -211,7 +224,12 @@ impl MethodArgs {
         };
         settings.softmax.method = match self.softmax {
             SoftmaxArg::Tulq => SoftmaxMethod::TulqA,
+            SoftmaxArg::TulqZ => SoftmaxMethod::TulqZ,
             SoftmaxArg::TulqZa => SoftmaxMethod::TulqZa,
+            SoftmaxArg::Uniform => SoftmaxMethod::Uniform,
+            SoftmaxArg::Twin => SoftmaxMethod::TwinUniform,
+            SoftmaxArg::LogSqrt2 => SoftmaxMethod::LogSqrt2,
+            SoftmaxArg::Adalog => SoftmaxMethod::AdaLog,
             SoftmaxArg::RowMax => SoftmaxMethod::RowMax,
             SoftmaxArg::Log2 => SoftmaxMethod::Log2,
             SoftmaxArg::Sulq => SoftmaxMethod::Sulq,
@@ -242,6 +260,7 @@ impl MethodArgs {
         settings.softmax.bits = self.softmax_bits;
         settings.softmax.integer_step = self.integer_steps;
         settings.softmax.renormalise = self.renormalise.then_some(true);
+        settings.softmax.per_head = self.softmax_per_head;
         Ok(settings)
     }
 

@@ -9,12 +9,12 @@
 //! zero, which is a level more than `bits` can tell apart. Here the last code
 //! *is* the zero by default, or the plain clamp of the equation.
 //!
-//! Every multiplier is a power of two or 0, so a shift executes it. Levels
-//! below half a unit of the codebook (`2^-14` and smaller, see
-//! [`height`]) are 0 too: beyond 4 bits there is nothing to gain.
+//! Every multiplier is a power of two or 0, so a shift executes it. Beyond 4
+//! bits there is nothing to gain: the codebook ends 14 octaves down.
 
 use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
+use super::log_grid::LogGrid;
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, height};
 
 /// FQ-ViT's log2; nothing to fit.
@@ -45,31 +45,17 @@ impl SoftmaxQuantizer for Log2 {
     }
 
     fn fit(&self, bits: BitWidth, samples: &AttentionSamples) -> SoftmaxQuant {
-        let height = height(samples.tokens());
-        let last = bits.max_code();
-        let multiplier = |code: u8| {
-            let zero = u32::from(code) > height.ilog2() || (self.zero_code && code == last);
-            if zero { 0 } else { height >> code }
-        };
-        let multipliers: Vec<i16> = (0..=last).map(multiplier).collect();
-        let threshold = |code: u8| {
-            // Past the first zero there is nothing left to tell apart.
-            let used = multipliers[usize::from(code)] != 0;
-            if used {
-                f32::from(code) + 0.5
-            } else {
-                f32::INFINITY
-            }
+        let grid = LogGrid {
+            low: 0.0,
+            step: 1.0,
+            zero_code: self.zero_code,
         };
         SoftmaxQuant {
             bits,
             method: self.method(),
-            kind: SoftmaxKind::Static {
-                scale: 1.0 / f32::from(height),
-            },
+            kind: SoftmaxKind::Static,
             renormalise: self.renormalise,
-            thresholds: (0..last).map(threshold).collect(),
-            multipliers,
+            codebooks: vec![grid.codebook(bits, height(samples.tokens()))],
         }
     }
 }

@@ -30,7 +30,7 @@
 //!
 //! so 6 and 8 bits take the larger height.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{self, AttentionSamples, SoftmaxQuantizer, threshold};
 
@@ -89,9 +89,12 @@ pub fn with_constants(bits: BitWidth, step: f64, height: i16) -> SoftmaxQuant {
         method: SoftmaxMethod::RowMax,
         kind: SoftmaxKind::RowMax,
         renormalise: true,
-        thresholds: (0..last)
-            .map(|code| threshold(level(f64::from(code) + 0.5) - anchor))
-            .collect(),
-        multipliers: (0..=last).map(multiplier).collect(),
+        codebooks: vec![SoftmaxCodebook {
+            scale: 0.0,
+            thresholds: (0..last)
+                .map(|code| threshold(level(f64::from(code) + 0.5) - anchor))
+                .collect(),
+            multipliers: (0..=last).map(multiplier).collect(),
+        }],
     }
 }

@@ -14,7 +14,7 @@
 //! The published code has `2^bits + 1` levels; this one has `2^bits`, of
 //! which rounding the exponent can make neighbours equal.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, threshold};
 
@@ -40,8 +40,7 @@ impl SoftmaxQuantizer for Sulq {
     }
 
     fn fit(&self, bits: BitWidth, samples: &AttentionSamples) -> SoftmaxQuant {
-        let sorted = samples.sorted_probabilities();
-        let range = [sorted[0], sorted[sorted.len() - 1]].map(f64::from);
+        let range = samples.percentiles(&[0.0, 1.0]).map(f64::from);
         let height = height(samples.tokens());
         let build = |eta| self.with_shift(bits, eta, range, height);
         build(best(samples, &ETA, build))
@@ -49,8 +48,9 @@ impl SoftmaxQuantizer for Sulq {
 }
 
 impl Sulq {
-    /// SULQ with a given shift, over probabilities from `low` to `high`.
-    fn with_shift(
+    /// SULQ with a given shift, over probabilities from `low` to `high`; the
+    /// largest power is `height`.
+    pub fn with_shift(
         &self,
         bits: BitWidth,
         eta: f64,
@@ -68,7 +68,11 @@ impl Sulq {
         let shift = (eta / unit).round_ties_even() as i16;
         let multiplier = |code: u8| {
             let exponent = y(f64::from(code)).round_ties_even() - least;
-            (f64::from(height) * (-exponent).exp2()).round_ties_even() as i16 - shift
+            let power = (f64::from(height) * (-exponent).exp2()).round_ties_even() as i16;
+            // Rounding the exponent down can take more than `eta` away. A row that
+            // is divided by its sum has no place for that.
+            let least = if self.renormalise { 0 } else { i16::MIN };
+            least.max(power - shift)
         };
         // On the grid, the shift is not exactly the one asked for.
         let eta = f64::from(shift) * unit;
@@ -76,10 +80,13 @@ impl Sulq {
         SoftmaxQuant {
             bits,
             method: self.method(),
-            kind: SoftmaxKind::Static { scale: unit as f32 },
+            kind: SoftmaxKind::Static,
             renormalise: self.renormalise,
-            thresholds: (0..last).map(limit).collect(),
-            multipliers: (0..=last).map(multiplier).collect(),
+            codebooks: vec![SoftmaxCodebook {
+                scale: unit as f32,
+                thresholds: (0..last).map(limit).collect(),
+                multipliers: (0..=last).map(multiplier).collect(),
+            }],
         }
     }
 }

@@ -12,8 +12,18 @@
 //! p   ~= 2^-(T_lo + step * code),                  T_hi = T_lo + n * step
 //! ```
 //!
-//! It has no zero: what is truncated stands for `2^-T_hi`. TULQ-ZA is
-//! anchored at zero instead, tying SULQ's shift to the truncation bound:
+//! It has no zero: what is truncated stands for `2^-T_hi`, and so many small
+//! probabilities add up. TULQ-Z gives them a code of their own beside the grid,
+//! which is a level shorter:
+//!
+//! ```text
+//! code = clamp(round((t - T_lo) / step), 0, n)
+//! p   ~= 2^-(T_lo + step * code) for code < n,     T_hi = T_lo + (n - 1) * step
+//! p   ~= 0                       for code = n
+//! ```
+//!
+//! TULQ-ZA is anchored at zero instead, tying SULQ's shift to the truncation
+//! bound:
 //!
 //! ```text
 //! eta  = 2^-T_hi
@@ -26,11 +36,12 @@
 //! `2^(1 - bits)` octaves (so `k/4` at 3 bits and `k/8` at 4): the grid moves
 //! `T_hi` by almost 2 octaves a step at every width, and `2^(bits - 1)`
 //! mantissas describe all levels. With integer steps a level is a power of two
-//! (TULQ-A) or a difference of two (TULQ-ZA), up to rounding to the codebook's
+//! (TULQ-A, TULQ-Z) or a difference of two (TULQ-ZA), up to rounding to the codebook's
 //! unit: shifts execute them.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
 
+use super::log_grid::LogGrid;
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, octaves, threshold};
 
 /// Percentiles of the probabilities that `T_lo` starts from.
@@ -47,14 +58,16 @@ const MAX_RANGE: f64 = 16.0;
 pub enum LastCode {
     /// `2^-T_hi`: TULQ-A, what the abstract says.
     Bound,
-    /// Exactly 0: TULQ-ZA.
+    /// Exactly 0, beside the grid: TULQ-Z.
+    BesideZero,
+    /// Exactly 0, to which the grid is anchored: TULQ-ZA.
     Zero,
 }
 
 /// TP-ViT's quantizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TruncatedUniformLog2 {
-    /// TULQ-A or TULQ-ZA.
+    /// TULQ-A, TULQ-Z or TULQ-ZA.
     pub last_code: LastCode,
     /// Only whole octaves, which a shift executes.
     pub integer_step: bool,
@@ -76,6 +89,7 @@ impl SoftmaxQuantizer for TruncatedUniformLog2 {
     fn method(&self) -> SoftmaxMethod {
         match self.last_code {
             LastCode::Bound => SoftmaxMethod::TulqA,
+            LastCode::BesideZero => SoftmaxMethod::TulqZ,
             LastCode::Zero => SoftmaxMethod::TulqZa,
         }
     }
@@ -83,19 +97,18 @@ impl SoftmaxQuantizer for TruncatedUniformLog2 {
     fn name(&self) -> &'static str {
         match self.last_code {
             LastCode::Bound => "tulq-a",
+            LastCode::BesideZero => "tulq-z",
             LastCode::Zero => "tulq-za",
         }
     }
 
     fn fit(&self, bits: BitWidth, samples: &AttentionSamples) -> SoftmaxQuant {
-        let sorted = samples.sorted_probabilities();
-        let percentile = |p: f64| sorted[((sorted.len() - 1) as f64 * p) as usize];
-        let start = |p: f64| f64::from(octaves(percentile(p)));
+        let starts = samples.percentiles(&PERCENTILES);
         let height = height(samples.tokens());
         let build = |(low, step)| self.with_range(bits, low, step, height);
 
         let mut grid = Vec::new();
-        for low in PERCENTILES.map(start) {
+        for low in starts.map(|p| f64::from(octaves(p))) {
             grid.extend(self.steps(bits).into_iter().map(|step| (low, step)));
         }
         let (mut low, step) = best(samples, &grid, build);
@@ -126,29 +139,42 @@ impl TruncatedUniformLog2 {
     /// # Panics
     /// If `step` is not positive.
     pub fn with_range(&self, bits: BitWidth, low: f64, step: f64, height: i16) -> SoftmaxQuant {
-        assert!(step > 0.0, "a step of {step} octaves");
-        let last = bits.max_code();
-        let level = |code: f64| (-step * code).exp2();
-        let anchor = match self.last_code {
-            LastCode::Bound => 0.0,
-            LastCode::Zero => level(f64::from(last)),
+        let grid = |zero_code| LogGrid {
+            low,
+            step,
+            zero_code,
         };
-        let limit = |code: u8| threshold((-low).exp2() * (level(f64::from(code) + 0.5) - anchor));
-        let unit = f64::from(height);
-        // Each power is rounded by itself: whole steps stay differences of powers.
-        let power = |code: u8| (unit * level(f64::from(code))).round_ties_even();
-        let anchor_multiplier = (unit * anchor).round_ties_even();
+        let codebook = match self.last_code {
+            LastCode::Bound => grid(false).codebook(bits, height),
+            LastCode::BesideZero => grid(true).codebook(bits, height),
+            LastCode::Zero => anchored(bits, low, step, height),
+        };
         SoftmaxQuant {
             bits,
             method: self.method(),
-            kind: SoftmaxKind::Static {
-                scale: ((-low).exp2() / unit) as f32,
-            },
+            kind: SoftmaxKind::Static,
             renormalise: self.renormalise,
-            thresholds: (0..last).map(limit).collect(),
-            multipliers: (0..=last)
-                .map(|code| (power(code) - anchor_multiplier) as i16)
-                .collect(),
+            codebooks: vec![codebook],
         }
+    }
+}
+
+/// The codebook of TULQ-ZA.
+fn anchored(bits: BitWidth, low: f64, step: f64, height: i16) -> SoftmaxCodebook {
+    assert!(step > 0.0, "a step of {step} octaves");
+    let last = bits.max_code();
+    let level = |code: f64| (-step * code).exp2();
+    let anchor = level(f64::from(last));
+    let limit = |code: u8| threshold((-low).exp2() * (level(f64::from(code) + 0.5) - anchor));
+    let unit = f64::from(height);
+    // Each power is rounded by itself: whole steps stay differences of powers.
+    let power = |code: u8| (unit * level(f64::from(code))).round_ties_even();
+    let anchor_multiplier = (unit * anchor).round_ties_even();
+    SoftmaxCodebook {
+        scale: ((-low).exp2() / unit) as f32,
+        thresholds: (0..last).map(limit).collect(),
+        multipliers: (0..=last)
+            .map(|code| (power(code) - anchor_multiplier) as i16)
+            .collect(),
     }
 }

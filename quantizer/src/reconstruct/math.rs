@@ -76,12 +76,12 @@ fn normal(x: f32) -> (f32, f32) {
     let t = 1.0 / (1.0 + 0.327_591_1 * z);
     let gauss = exp2(-z * z * LOG2_E);
     let mut sum = 1.061_405_4f32;
-    for c in [-1.453_152_0, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+    for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
         sum = sum * t + c;
     }
     let tail = 0.5 * sum * t * gauss; // 1 - Phi(|x|)
     let phi = if x < 0.0 { tail } else { 1.0 - tail };
-    (phi, gauss * 0.398_942_28)
+    (phi, gauss * 0.398_942_3)
 }
 
 vectorised! {
@@ -314,7 +314,7 @@ vectorised! {
     }
 }
 
-/// A [`tpvit_models::SoftmaxQuant`] prepared for [`attention_codes`].
+/// One head of a [`tpvit_models::SoftmaxQuant`], prepared for [`attention_codes`].
 pub(super) struct AttentionCoder {
     pub(super) first: f32,
     /// Threshold, and what the multiplier grows by beyond it.

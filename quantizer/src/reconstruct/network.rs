@@ -101,8 +101,8 @@ pub(super) struct View {
     pub(super) transposed: Vec<Vec<f32>>,
     /// By buffer.
     pub(super) sites: Vec<Option<Site>>,
-    /// By operation.
-    pub(super) coders: Vec<Option<AttentionCoder>>,
+    /// By operation and head; none where attention is not quantized.
+    pub(super) coders: Vec<Vec<AttentionCoder>>,
 }
 
 impl View {
@@ -112,7 +112,7 @@ impl View {
             tensors: weights.tensors.clone(),
             transposed: vec![Vec::new(); program.tensors.len()],
             sites: vec![None; program.buffers.len()],
-            coders: program.ops.iter().map(|_| None).collect(),
+            coders: program.ops.iter().map(|_| Vec::new()).collect(),
         };
         for id in program.ops.iter().filter_map(Op::weight) {
             view.turn(program, id.index());
@@ -128,16 +128,22 @@ impl View {
     }
 }
 
-/// How attention is quantized, prepared.
-pub(super) fn coder(quant: &SoftmaxQuant) -> AttentionCoder {
-    let multiplier = |c: usize| f32::from(quant.multipliers[c]);
+/// How each head of the attention operation `index` is quantized, prepared.
+pub(super) fn coders(program: &Program, index: usize, quant: &SoftmaxQuant) -> Vec<AttentionCoder> {
+    let heads = 0..Heads::new(program, index).count;
+    heads.map(|head| coder(quant, head)).collect()
+}
+
+fn coder(quant: &SoftmaxQuant, head: usize) -> AttentionCoder {
+    let codebook = quant.codebook(head);
+    let multiplier = |c: usize| f32::from(codebook.multipliers[c]);
     let step = |(c, &threshold): (usize, &f32)| (threshold, multiplier(c + 1) - multiplier(c));
     AttentionCoder {
         first: multiplier(0),
-        steps: quant.thresholds.iter().enumerate().map(step).collect(),
+        steps: codebook.thresholds.iter().enumerate().map(step).collect(),
         static_scale: match quant.kind {
             SoftmaxKind::RowMax => None,
-            SoftmaxKind::Static { scale } => Some(scale),
+            SoftmaxKind::Static => Some(codebook.scale),
         },
         renormalise: quant.renormalise,
     }
@@ -401,10 +407,8 @@ impl Network<'_> {
         let (t, square) = (heads.t, heads.t * heads.t);
         let qkv = tape.value(heads.qkv);
         saved.main.resize(heads.count * square, 0.0);
-        let coder = self.view.coders[index].as_ref();
-        saved
-            .other
-            .resize(coder.map_or(0, |_| heads.count * square), 0.0);
+        let coders = &self.view.coders[index]; // as many as heads, or none
+        saved.other.resize(coders.len() * square, 0.0);
         for head in 0..heads.count {
             let scores = &mut saved.main[head * square..][..square];
             let (q, k) = (heads.part(qkv, 0, head), heads.part(qkv, 1, head));
@@ -415,15 +419,14 @@ impl Network<'_> {
                 0.0,
                 MatMut::dense(scores, t, t),
             );
-            if let Some(coder) = coder {
+            if let Some(coder) = coders.get(head) {
                 let coded = &mut saved.other[head * square..][..square];
                 math::attention_codes(coder, scores, t, coded);
             }
             math::softmax(scores, t);
-            let used = if coder.is_some() {
-                &saved.other
-            } else {
-                &saved.main
+            let used = match coders.is_empty() {
+                true => &saved.main,
+                false => &saved.other,
             };
             let p = MatRef::dense(&used[head * square..][..square], t, t);
             let v = heads.part(qkv, 2, head);
@@ -589,9 +592,9 @@ impl Network<'_> {
         let scratch = &mut scratch[..square];
         let qkv = tape.value(heads.qkv);
         let saved = &tape.ops[index];
-        let used = match self.view.coders[index] {
-            Some(_) => &saved.other,
-            None => &saved.main,
+        let used = match self.view.coders[index].is_empty() {
+            true => &saved.main,
+            false => &saved.other,
         };
         for head in 0..heads.count {
             let dy = MatRef::strided(&grad[head * heads.dim..], t, heads.dim, heads.width());

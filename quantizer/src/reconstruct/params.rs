@@ -28,7 +28,7 @@ use tpvit_models::{BitWidth, Op, Program, TensorRole, WeightQuant};
 
 use super::ResumeError;
 use super::math::{self, AdamStep, RowGrid};
-use super::network::{Grads, Site, View, coder, tensors};
+use super::network::{Grads, Site, View, coders, tensors};
 use super::resume::{Reader, Writer};
 use crate::calibration::{QuantPlan, folded_weight, unfold};
 use crate::quantizers::weight;
@@ -198,6 +198,10 @@ impl Params {
                 .as_ref()
                 .map(|q| Site::new(q, cols, !coded_by_attention(id)))
         };
+        let coders = |(index, quant): (usize, &Option<_>)| {
+            let quant = quant.as_ref();
+            quant.map_or_else(Vec::new, |quant| coders(program, index, quant))
+        };
         let mut view = View {
             tensors: weights.tensors.clone(),
             transposed: vec![Vec::new(); program.tensors.len()],
@@ -210,7 +214,8 @@ impl Params {
             coders: quantization
                 .softmax
                 .iter()
-                .map(|q| q.as_ref().map(coder))
+                .enumerate()
+                .map(coders)
                 .collect(),
         };
         self.update(program, &mut view);

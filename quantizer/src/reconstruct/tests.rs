@@ -3,7 +3,7 @@
 //! and it keeps what it had when it goes wrong.
 
 use super::math::{self, Grid, RowGrid};
-use super::network::{Grads, Network, Tape, View};
+use super::network::{Grads, Network, Tape, View, coders};
 use super::params::Params;
 use super::*;
 use crate::calibration::{
@@ -11,7 +11,8 @@ use crate::calibration::{
     plan,
 };
 use crate::reference::Executor;
-use tpvit_models::{BitWidth, Op, synthetic};
+use tpvit_models::synthetic::{self, VitConfig};
+use tpvit_models::{BitWidth, Op, SoftmaxQuant};
 
 /// Uniform in `-size..size`.
 fn random(len: usize, seed: u64, size: f32) -> Vec<f32> {
@@ -522,4 +523,45 @@ fn too_few_pictures_are_refused() {
     );
     let error = result.expect_err("too few").to_string();
     assert!(error.contains("15") && error.contains("16"), "{error}");
+}
+
+/// What the first attention writes, `[tokens, heads * head_dim]`.
+fn first_attention(softmax: &SoftmaxQuant) -> Vec<f32> {
+    let (program, weights, image) = small();
+    let mut ops = program.ops.iter();
+    let index = ops.position(|op| matches!(op, Op::Attention { .. }));
+    let index = index.expect("a transformer");
+    let mut view = View::float(&program, &weights);
+    view.coders[index] = coders(&program, index, softmax);
+    let mut tape = Tape::new(&program);
+    let network = Network {
+        program: &program,
+        view: &view,
+    };
+    network.forward(&mut tape, 0..index + 1, &image, None);
+    tape.raw[program.ops[index].output().index()].clone()
+}
+
+/// A head's columns are those of a network in which all heads have its codebook.
+#[test]
+fn every_head_has_its_own_codebook() {
+    let VitConfig { dim, heads, .. } = VitConfig::SMALLEST;
+    let per_head = synthetic::log2_softmax_per_head(BitWidth::B2, heads);
+    let found = first_attention(&per_head);
+    let mut alike = Vec::new();
+    for (head, codebook) in per_head.codebooks.iter().enumerate() {
+        let shared = SoftmaxQuant {
+            codebooks: vec![codebook.clone()],
+            ..per_head.clone()
+        };
+        let expected = first_attention(&shared);
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            if i % dim / (dim / heads) == head {
+                assert_eq!(found, expected, "value {i} of head {head}");
+            }
+        }
+        alike.push(expected);
+    }
+    alike.dedup();
+    assert_eq!(alike.len(), heads, "the codebook matters");
 }

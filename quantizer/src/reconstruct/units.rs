@@ -24,10 +24,9 @@ pub(super) struct Unit {
 
 /// The units of `program`, in order.
 pub(super) fn units(program: &Program) -> Vec<Unit> {
-    let needed = program.needed_rows();
     let mut units: Vec<Unit> = Vec::new();
     let (mut start, mut input, mut blocks) = (0, None, 0);
-    for index in 0..program.ops.len() {
+    for (index, rows) in program.needed_rows().into_iter().enumerate() {
         let Some(output) = cut_after(program, index) else {
             continue;
         };
@@ -37,7 +36,6 @@ pub(super) fn units(program: &Program) -> Vec<Unit> {
             ops.any(|op| matches!(op, Op::Attention { .. }))
         };
         let adds = program.ops[index].inputs()[1].is_some();
-        let rows = needed[index].clone();
         match units.last_mut() {
             // The second half of a block.
             Some(last) if adds && !attends(&ops) && attends(&last.ops) => {

@@ -506,10 +506,15 @@ fn octaves_shown(layers: &[AttentionLayer]) -> (i32, i32) {
     (-low.min(OctaveHistogram::OCTAVES as i32 - 1), high)
 }
 
+/// The levels of all heads.
+fn levels(layer: &AttentionLayer) -> impl Iterator<Item = f32> {
+    layer.codebooks.iter().flat_map(|c| &c.levels).copied()
+}
+
 /// Exponents of the levels above zero.
 fn positive_levels(layer: &AttentionLayer) -> impl Iterator<Item = f64> {
-    let positive = layer.levels.iter().filter(|&&l| l > 0.0 && l.is_finite());
-    positive.map(|&l| f64::from(l).log2())
+    let positive = levels(layer).filter(|&l| l > 0.0 && l.is_finite());
+    positive.map(|l| f64::from(l).log2())
 }
 
 fn attention_figure(layer: &AttentionLayer, (low, high): (i32, i32)) -> String {
@@ -541,7 +546,7 @@ fn attention_figure(layer: &AttentionLayer, (low, high): (i32, i32)) -> String {
     let y = Axis::linear("percent", heights);
     let title = format!("Values and levels of {}", layer.name);
     let mut plot = Plot::new(&title, SMALL, x, y);
-    let part = match layer.levels.len() <= FEW_LEVELS {
+    let part = match levels(layer).count() <= FEW_LEVELS {
         true => 1.0,
         false => 0.08,
     };
@@ -551,7 +556,10 @@ fn attention_figure(layer: &AttentionLayer, (low, high): (i32, i32)) -> String {
 
     let beyond: u64 = histogram.counts[shown..].iter().sum();
     let mut facts = vec![format!("{} bits", layer.bits)];
-    if layer.levels.iter().any(|&l| l <= 0.0) {
+    if layer.codebooks.len() > 1 {
+        facts.push("levels of each head".into());
+    }
+    if levels(layer).any(|l| l <= 0.0) {
         facts.push("has a code for 0".into());
     }
     if layer.renormalised {

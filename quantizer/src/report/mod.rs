@@ -16,7 +16,9 @@ mod tests;
 mod text;
 
 use serde_json::{Value, json};
-use tpvit_models::{Model, Op, Program, SoftmaxKind, SoftmaxQuant, Tensor, TensorId};
+use tpvit_models::{
+    Model, Op, Program, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId,
+};
 
 use crate::calibration::{Decision, LayerError};
 use crate::pipeline::{Job, Quantized};
@@ -190,12 +192,19 @@ pub struct AttentionLayer {
     pub relative_to_row_maximum: bool,
     /// Whether each row is divided by the sum of its integers.
     pub renormalised: bool,
+    /// One for all heads, or one for each.
+    pub codebooks: Vec<AttentionCodebook>,
+    /// Where the values of the calibration pictures lie, all heads together.
+    pub histogram: OctaveHistogram,
+}
+
+/// What attention codes mean.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionCodebook {
     /// What each code stands for before renormalisation.
     pub levels: Vec<f32>,
     /// Between the codes, in octaves below what is 1; infinite for a code never used.
     pub thresholds: Vec<f32>,
-    /// Where the values of the calibration pictures lie.
-    pub histogram: OctaveHistogram,
 }
 
 /// What the caller of [`ReportData::new`] knows of a run.
@@ -436,13 +445,21 @@ impl AttentionLayer {
             "bits": self.bits,
             "relative_to_row_maximum": self.relative_to_row_maximum,
             "renormalised": self.renormalised,
-            "levels": self.levels,
-            "thresholds": self.thresholds,
+            "codebooks": self.codebooks.iter().map(AttentionCodebook::json).collect::<Vec<_>>(),
             "histogram": {
                 "bins_per_octave": OctaveHistogram::BINS_PER_OCTAVE,
                 "counts": self.histogram.counts,
                 "mass": self.histogram.mass,
             },
+        })
+    }
+}
+
+impl AttentionCodebook {
+    fn json(&self) -> Value {
+        json!({
+            "levels": self.levels,
+            "thresholds": self.thresholds,
         })
     }
 }
@@ -511,6 +528,12 @@ fn constants(op: &Op) -> Vec<TensorId> {
 fn attention(program: &Program, made: &Quantized, op: usize) -> Option<AttentionLayer> {
     let histogram = made.attention[op].clone()?;
     let quant: &SoftmaxQuant = made.plan.quantization.softmax[op].as_ref()?;
+    let codebook = |codebook: &SoftmaxCodebook| AttentionCodebook {
+        levels: (0..=quant.bits.max_code())
+            .map(|code| softmax::decode(quant.kind, codebook, code))
+            .collect(),
+        thresholds: codebook.thresholds.clone(),
+    };
     Some(AttentionLayer {
         name: program.buffers[program.ops[op].output().index()]
             .name
@@ -518,13 +541,10 @@ fn attention(program: &Program, made: &Quantized, op: usize) -> Option<Attention
         bits: quant.bits.bits(),
         relative_to_row_maximum: match quant.kind {
             SoftmaxKind::RowMax => true,
-            SoftmaxKind::Static { .. } => false,
+            SoftmaxKind::Static => false,
         },
         renormalised: quant.renormalise,
-        levels: (0..=quant.bits.max_code())
-            .map(|code| softmax::decode(quant, code))
-            .collect(),
-        thresholds: quant.thresholds.clone(),
+        codebooks: quant.codebooks.iter().map(codebook).collect(),
         histogram,
     })
 }

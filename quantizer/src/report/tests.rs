@@ -31,13 +31,18 @@ fn report(x: f64, name: &str) -> ReportData {
         error_before,
         notes: vec![name.into(), name.into()],
     };
-    let attention = |bits: u32, relative_to_row_maximum| AttentionLayer {
+    let attention = |bits: u32, relative_to_row_maximum, heads: usize| AttentionLayer {
         name: name.into(),
         bits,
         relative_to_row_maximum,
         renormalised: true,
-        levels: vec![x as f32; 1 << bits],
-        thresholds: vec![x as f32; (1 << bits) - 1],
+        codebooks: vec![
+            AttentionCodebook {
+                levels: vec![x as f32; 1 << bits],
+                thresholds: vec![x as f32; (1 << bits) - 1],
+            };
+            heads
+        ],
         histogram: OctaveHistogram::default(),
     };
     let top = TopK { top1: x, top5: x };
@@ -78,7 +83,7 @@ fn report(x: f64, name: &str) -> ReportData {
             integer: top,
         }),
         layers: vec![layer(8, Some(both)), layer(0, None)],
-        attention: vec![attention(4, false), attention(8, true)],
+        attention: vec![attention(4, false, 1), attention(8, true, 3)],
         compensation: vec![Decision {
             group: LayerGroup::Normed,
             rounded: x,
