@@ -1,7 +1,7 @@
 //! From a trained Vision Transformer to a `.tpv` file.
 //!
 //! ```text
-//! model.onnx ─ import ─▶ Program + Weights ─ observe ─▶ plan ─ pack ─▶ .tpv
+//! model.onnx ─ import ─▶ Program + Weights ─ observe ─▶ plan ─ reconstruct ─▶ pack ─▶ .tpv
 //! ```
 //!
 //! [`pipeline`] shows the whole way; the `tpvit` command wraps it.

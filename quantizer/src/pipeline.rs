@@ -1,7 +1,7 @@
 //! The whole way from a float network to a `.tpv` file, as one function.
 //!
 //! ```text
-//! import ─▶ observe ─▶ plan ─▶ pack ─▶ bytes
+//! import ─▶ observe ─▶ plan ─▶ compensate ─▶ reconstruct ─▶ pack ─▶ bytes
 //! ```
 
 use serde_json::json;
