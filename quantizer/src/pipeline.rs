@@ -272,6 +272,7 @@ fn provenance(job: &Job, plan: &QuantPlan, pictures: usize) -> serde_json::Value
             "seed": job.observe.seed,
             "range": format!("{:?}", s.range),
         },
+        "training": job.reconstruction.as_ref().map(|settings| format!("{settings:?}")),
         "quantizer": {
             "weight_bits": s.weight_bits.bits(),
             "activation_bits": s.act_bits.bits(),
