@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${TPVIT_DATA:?set it to the folder of models and pictures}"
 models=${1:-vit_ti16_imagenet vit_ti14_cifar10}
 widths=${2:-6,6 4,4 4,8 3,8 3,3}
-arms=${3:-rounding sos tp-vit tp-vit+row-max tp-vit+rotation tp-vit+codebooks tp-vit+all closed-form everything}
+arms=${3:-rounding sos tp-vit tp-vit+row-max tp-vit+rotation tp-vit+codebooks tp-vit+all glf qdrop closed-form everything}
 effort=${EFFORT:-balanced}
 seeds=${SEEDS:-0}
 out=$(mktemp -d)
@@ -41,6 +41,7 @@ flags() {
         --recipe tp-vit ;;
     tp-vit+all)
       echo --method calibrate "${codebooks[@]}" --softmax row-max --effort "$effort" --recipe tp-vit ;;
+    glf | qdrop) echo --effort "$effort" --recipe "$1" ;;
     closed-form) echo --effort fast ;;
     everything) echo --effort "$effort" ;;
     *) echo "no arm \"$1\"" >&2; exit 2 ;;

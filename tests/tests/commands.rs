@@ -676,6 +676,8 @@ fn every_effort_and_recipe_runs() {
         &["balanced"],
         &["balanced", "--recipe", "tp-vit"],
         &["balanced", "--recipe", "sos"],
+        &["balanced", "--recipe", "glf"],
+        &["balanced", "--recipe", "qdrop"],
     ] {
         let flags = [&narrow[..], flags].concat();
         makes_a_model_that_runs(&folder, VIT, &flags);

@@ -50,6 +50,10 @@ enum RecipeArg {
     TpVit,
     /// I&S-ViT: smooth optimisation in three stages, block by block
     Sos,
+    /// GLF-Q: block by block, with a loss at the classifier's input through the float rest
+    Glf,
+    /// QDrop: block by block, half of the activations float at random
+    Qdrop,
 }
 
 impl EffortArgs {
@@ -67,6 +71,8 @@ impl EffortArgs {
             RecipeArg::Best => Recipe::Best,
             RecipeArg::TpVit => Recipe::TpVit,
             RecipeArg::Sos => Recipe::Sos,
+            RecipeArg::Glf => Recipe::Glf,
+            RecipeArg::Qdrop => Recipe::QDrop,
         };
         Some((effort, recipe))
     }

@@ -27,6 +27,12 @@ pub enum Recipe {
     /// I&S-ViT's smooth optimisation strategy, with as many steps. Zhong et al.
     /// 2023, arXiv:2311.10126
     Sos,
+    /// GLF-Q's losses, block-wise: at the unit, and half as much at the
+    /// classifier's input through the float rest of the network. Sun et al. 2026
+    Glf,
+    /// QDrop, block-wise: half of the activations stay float, at random. Wei et
+    /// al. 2022, arXiv:2203.05740
+    QDrop,
 }
 
 /// Everything learns, the weights most.
@@ -62,7 +68,7 @@ impl Settings {
     /// The settings of `recipe` for weights that end at `bits`.
     pub fn new(recipe: Recipe, effort: Effort, bits: BitWidth, seed: u64) -> Self {
         let steps = match recipe {
-            Recipe::Best => effort.steps(),
+            Recipe::Best | Recipe::Glf | Recipe::QDrop => effort.steps(),
             Recipe::TpVit | Recipe::Sos => effort.steps() / 2, // there are two passes
         };
         let published = |input, phases| Pass {
@@ -80,7 +86,25 @@ impl Settings {
             bits: Some(bits),
             steps,
         };
+        let learned = Pass {
+            transition: false,
+            rates: RATES,
+            ..published(Input::Quantized, vec![direct])
+        };
+        let once = |pass| Settings {
+            passes: vec![pass],
+            joint: None,
+            seed,
+        };
         match recipe {
+            Recipe::Glf => once(Pass {
+                global: 0.5,
+                ..learned
+            }),
+            Recipe::QDrop => once(Pass {
+                drop: 0.5,
+                ..learned
+            }),
             Recipe::Sos => Settings {
                 passes: vec![
                     published(Input::Float, vec![float]),
