@@ -219,7 +219,13 @@ fn a_report_has_the_numbers_of_the_file() {
     assert!(!compensation.is_empty());
 
     // Again, without compensation and per head: the report is replaced.
-    let flags = ["--method", "calibrate", "--softmax-per-head"];
+    let flags = [
+        "--method",
+        "calibrate",
+        "--softmax",
+        "tulq",
+        "--softmax-per-head",
+    ];
     let mut command = folder.quantize(VIT, "vit.tpv", &flags);
     let (html, json) = report(&folder, &mut command);
     assert!(html.contains("W8A8") && !html.contains("W4A4"));
@@ -407,7 +413,8 @@ fn run_gives_probabilities_best_first() {
 #[test]
 fn shifting_gives_the_answers_of_multiplying() {
     let folder = Folder::new();
-    succeeds(&mut folder.quantize(VIT, "shift.tpv", &["-a", "4", "--integer-steps"]));
+    let flags = ["-a", "4", "--softmax", "tulq", "--integer-steps"];
+    succeeds(&mut folder.quantize(VIT, "shift.tpv", &flags));
     let answers = ["decode", "shift"].map(|method| {
         let mut command = tpvit();
         command.arg("run").arg(folder.path("shift.tpv"));
@@ -740,7 +747,16 @@ fn a_budget_mixes_widths() {
     let folder = Folder::new();
     let size = |flags: &[&str]| makes_a_model_that_runs(&folder, VIT, flags);
     let (wide, narrow) = (size(&["-w", "6"]), size(&["-w", "4"]));
-    let between = size(&["--size-budget", "100K", "--pictures", "4"]);
+    let between = size(&[
+        "--size-budget",
+        "100K",
+        "--pictures",
+        "4",
+        "--rotate",
+        "none",
+        "--softmax",
+        "tulq",
+    ]);
     assert!(
         narrow < between && between < wide,
         "{narrow} {between} {wide}"
