@@ -3,7 +3,8 @@
 //! Loops without branches over plain slices: [`vector`] compiles each for the
 //! instruction sets of the CPU, where the compiler vectorises it. Exponentials
 //! are polynomials, good to about 1e-7: what is trained is compared with what
-//! is deployed by [`super::super::calibration::FakeQuant`], which uses neither.
+//! is deployed by [`crate::calibration::FakeQuant`], which has the runtime's
+//! own roundings.
 
 use std::f32::consts::{LOG2_E, SQRT_2};
 
@@ -405,11 +406,8 @@ vectorised! {
     }
 }
 
-/// Rounds each row of a weight, `[n, k]`, to one grid, blended with a second:
-///
-/// ```text
-/// out = (1 - blend) * fine(w) + blend * coarse(w)
-/// ```
+/// What a row of a weight is rounded to: `scale * code`, code from `low` to
+/// `high`, which are integers less the zero point.
 #[derive(Clone, Copy)]
 pub(super) struct RowGrid {
     pub(super) scale: f32,
