@@ -1,6 +1,6 @@
 //! Elementwise forward and backward passes, in f32.
 //!
-//! Loops without branches over plain slices: [`vector`] compiles each for the
+//! Loops without branches over plain slices: `vectorised!` compiles each for the
 //! instruction sets of the CPU, where the compiler vectorises it. Exponentials
 //! are polynomials, good to about 1e-7: what is trained is compared with what
 //! is deployed by [`crate::calibration::FakeQuant`], which has the runtime's
