@@ -475,9 +475,9 @@ impl Forced<'_> {
     ///
     /// - the executor's: n terms as exact as their `t` (the error of a mean of
     ///   `t` again), `n + 6` roundings of the sum, over ln 2;
-    /// - the runtime's: terms good to 3e-6 of each, plus two roundings of `t`, where
-    ///   `t 2^-t < 1`; their sum in 16 lanes and a tree; the logarithm to 1e-6; the
-    ///   result is a multiple of 1/64 score step.
+    /// - the runtime's: terms good to 2e-7 plus two roundings of `t`, where
+    ///   `t 2^-t < 1`; the logarithm to 1e-6; the result is a multiple of 1/64
+    ///   score step.
     fn uncertain_codes(&self, op: usize, head: usize, scores: &[f32]) -> Head {
         let quant = self.quantized.plan.quantization.softmax[op]
             .as_ref()
@@ -506,8 +506,7 @@ impl Forced<'_> {
                 SoftmaxKind::Static => {
                     let z: f64 = row.iter().map(|&x| (-below(x)).exp2()).sum();
                     let executor = 2.0 * LOG2_E * score_error + (n + 6.0) * U * LOG2_E;
-                    let terms = 3e-6 + (n / 16.0 + 5.0) * U + n * 2.0 * U / z;
-                    let runtime = terms * LOG2_E + 1e-6 + step / 128.0;
+                    let runtime = n * (2e-7 + 2.0 * U) * LOG2_E / z + 1e-6 + step / 128.0;
                     (z.log2(), executor + runtime)
                 }
             };

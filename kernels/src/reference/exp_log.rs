@@ -1,4 +1,4 @@
-//! Powers and logarithms of two, for a softmax and its denominator.
+//! Powers and logarithms of two, for the denominator of a softmax.
 //!
 //! ```text
 //! 2^x     = 2^i * p(x - i)            i = round(x), p of degree 6 on [-1/2, 1/2]
@@ -7,8 +7,7 @@
 //!
 //! p and q (degree 3) were fitted for this crate by Lawson-weighted least squares
 //! on 4000 Chebyshev points: relative error 1.9e-9 and 6.9e-10 before rounding
-//! to f32, so what remains is the rounding of the evaluation. [`exp2_term`] has
-//! a p of degree 4, fitted the same way with `p(0) = 1`: 2.9e-6.
+//! to f32, so what remains is the rounding of the evaluation.
 
 use super::quantize::MAGIC;
 
@@ -32,27 +31,6 @@ pub fn exp2_nonpositive(x: f32) -> f32 {
     let i = (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32);
     let power = f32::from_bits(((i + 127) << 23) as u32);
     if x > lowest { p * power } else { 0.0 }
-}
-
-/// `2^x` for `x <= 0`, relative error at most 3e-6; `2^-125` below that.
-///
-/// A term of a softmax denominator, one for each score. The logarithm of the sum
-/// is as good as the worst term: 4.4e-6 octaves. The last `2^-125` are nothing
-/// beside the largest term, which is 1. NaN gives `2^-125`.
-#[inline(always)]
-pub fn exp2_term(x: f32) -> f32 {
-    let lowest = -125.0;
-    let clamped = if x > lowest { x } else { lowest };
-    let shifted = clamped + MAGIC; // its low bits are round(x), half to even
-    let f = clamped - (shifted - MAGIC);
-    let p = 9.582_853e-3;
-    let p = p * f + 5.590_642_6e-2;
-    let p = p * f + 2.402_41e-1;
-    let p = p * f + 6.931_242e-1;
-    let p = p * f + 1.0;
-    // p is 0.7 to 1.42: to multiply it by 2^i, add i to its exponent field. All
-    // other bits of `shifted` leave at the top.
-    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
 /// `log2(x)` for a normal `x > 0`, absolute error at most 1e-6 up to 2^14;
@@ -85,7 +63,7 @@ pub fn round_nonnegative(x: f32) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{exp2_nonpositive, exp2_term, log2, round_nonnegative};
+    use super::{exp2_nonpositive, log2, round_nonnegative};
 
     #[test]
     fn exp2_is_close_to_f64() {
@@ -100,24 +78,6 @@ mod tests {
         assert_eq!(exp2_nonpositive(-1.0), 0.5);
         assert_eq!(exp2_nonpositive(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp2_nonpositive(f32::NAN), 0.0);
-    }
-
-    #[test]
-    fn a_term_is_close_to_f64() {
-        let mut worst: f64 = 0.0;
-        for i in 0..4_000_000 {
-            let x = -(i as f32) / 32_001.0;
-            let exact = f64::from(x).exp2();
-            worst = worst.max((f64::from(exp2_term(x)) - exact).abs() / exact);
-        }
-        assert!(worst <= 3e-6, "{worst}");
-        for exponent in 0..=125 {
-            let exact = f32::from_bits((127 - exponent) << 23);
-            assert_eq!(exp2_term(-(exponent as f32)), exact);
-        }
-        for x in [-1000.0, f32::NEG_INFINITY, f32::NAN] {
-            assert_eq!(exp2_term(x), exp2_term(-125.0));
-        }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! factor 64 keeps fractions of a score unit: low-bit scores are coarse.
 
 use super::{
-    exp_log::{exp2_term, log2, round_nonnegative},
+    exp_log::{exp2_nonpositive, log2, round_nonnegative},
     sum16,
 };
 use crate::{SoftmaxCodes, SoftmaxKind};
@@ -22,7 +22,7 @@ pub fn offset(kind: SoftmaxKind, d: &[i32]) -> i32 {
     match kind {
         SoftmaxKind::RowMax => 0,
         SoftmaxKind::Static { alpha, scale: _ } => {
-            let z = sum16(d.iter().map(|&d| exp2_term(-alpha * d as f32)));
+            let z = sum16(d.iter().map(|&d| exp2_nonpositive(-alpha * d as f32)));
             round_nonnegative(64.0 * log2(z) / alpha)
         }
     }

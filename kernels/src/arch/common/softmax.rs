@@ -36,7 +36,7 @@
 
 use crate::{
     AttentionMethod, BitWidth, SoftmaxCodes, SoftmaxKind,
-    reference::exp_log::{exp2_term, log2, round_nonnegative},
+    reference::exp_log::{exp2_nonpositive, log2, round_nonnegative},
 };
 
 /// A lookup table of one byte per code.
@@ -186,7 +186,7 @@ pub(crate) fn offsets<const MR: usize>(
 fn denominator(scores: &[i32], tokens: usize, alpha: f32, max: i32) -> f32 {
     let (blocks, _) = scores.as_chunks::<16>();
     let (whole, rest) = blocks.split_at(tokens / 16);
-    let term = |score: i32| exp2_term(-alpha * max.wrapping_sub(score) as f32);
+    let term = |score: i32| exp2_nonpositive(-alpha * max.wrapping_sub(score) as f32);
     let mut lanes = [0.0_f32; 16];
     for block in whole {
         for i in 0..16 {
