@@ -189,6 +189,23 @@ impl Op {
         }
     }
 
+    /// The tensors the operation reads, in the order of its fields.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorId> + use<> {
+        let all = match *self {
+            Op::PatchEmbed {
+                weight,
+                bias,
+                prefix,
+                position,
+                ..
+            } => [Some(weight), Some(bias), prefix, position],
+            Op::LayerNorm { gamma, beta, .. } => [Some(gamma), Some(beta), None, None],
+            Op::Linear { weight, bias, .. } => [Some(weight), Some(bias), None, None],
+            Op::Attention { .. } | Op::SelectToken { .. } => [None; 4],
+        };
+        all.into_iter().flatten()
+    }
+
     /// What the operation is called in reports.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -402,6 +419,23 @@ impl Program {
             rows[index] = own;
         }
         rows
+    }
+
+    /// Heads, and channels of a head, of the attention that reads `buffer` as
+    /// its q, k and v.
+    pub fn heads(&self, buffer: BufferId) -> Option<(usize, usize)> {
+        self.ops.iter().find_map(|op| match *op {
+            Op::Attention {
+                qkv,
+                heads,
+                head_dim,
+                ..
+            } => (qkv == buffer).then_some((heads, head_dim)),
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::SelectToken { .. } => None,
+        })
     }
 
     /// The token that a classifier looks at, if it looks at one alone.

@@ -130,6 +130,22 @@ pub enum SoftmaxMethod {
     TwinUniform,
 }
 
+impl SoftmaxMethod {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Log2,
+        Self::Sulq,
+        Self::TulqA,
+        Self::TulqZa,
+        Self::RowMax,
+        Self::TulqZ,
+        Self::Uniform,
+        Self::LogSqrt2,
+        Self::AdaLog,
+        Self::TwinUniform,
+    ];
+}
+
 /// Codes for post-softmax attention, the same for all heads or fitted to each.
 ///
 /// With `t = -log2(probability)` (relative to the row's largest for

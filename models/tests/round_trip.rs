@@ -58,18 +58,7 @@ fn every_softmax_returns() {
 fn every_method_returns() {
     let shared = synthetic::log2_softmax(BitWidth::B3);
     let per_head = synthetic::log2_softmax_per_head(BitWidth::B3, VitConfig::SMALLEST.heads);
-    for method in [
-        SoftmaxMethod::Log2,
-        SoftmaxMethod::Sulq,
-        SoftmaxMethod::TulqA,
-        SoftmaxMethod::TulqZa,
-        SoftmaxMethod::RowMax,
-        SoftmaxMethod::TulqZ,
-        SoftmaxMethod::Uniform,
-        SoftmaxMethod::LogSqrt2,
-        SoftmaxMethod::AdaLog,
-        SoftmaxMethod::TwinUniform,
-    ] {
+    for method in SoftmaxMethod::ALL {
         for mut softmax in [shared.clone(), per_head.clone()] {
             softmax.method = method;
             let (config, bits) = (VitConfig::SMALLEST, BitWidth::B4);

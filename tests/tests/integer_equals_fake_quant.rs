@@ -701,19 +701,6 @@ fn compare_fixture(name: &str, settings: Settings) {
     tally.check(&run);
 }
 
-const METHODS: [SoftmaxMethod; 10] = [
-    SoftmaxMethod::Log2,
-    SoftmaxMethod::Sulq,
-    SoftmaxMethod::TulqA,
-    SoftmaxMethod::TulqZa,
-    SoftmaxMethod::RowMax,
-    SoftmaxMethod::TulqZ,
-    SoftmaxMethod::Uniform,
-    SoftmaxMethod::LogSqrt2,
-    SoftmaxMethod::AdaLog,
-    SoftmaxMethod::TwinUniform,
-];
-
 fn settings(weight_bits: BitWidth, act_bits: BitWidth, method: SoftmaxMethod) -> Settings {
     let mut settings = Settings::new(weight_bits, act_bits);
     settings.softmax.method = method;
@@ -761,7 +748,7 @@ fn every_mixture_of_widths() {
     let widths = [BitWidth::B8, BitWidth::B6, BitWidth::B4, BitWidth::B3];
     let program = import::load(fixture(VIT), false).expect("a model").program;
     for shift in 0..16 {
-        let method = METHODS[shift % METHODS.len()];
+        let method = SoftmaxMethod::ALL[shift % SoftmaxMethod::ALL.len()];
         let mut settings = settings(BitWidth::B8, BitWidth::B8, method);
         for (index, op) in program.ops.iter().enumerate() {
             let mixed = &mut settings.widths;
@@ -783,7 +770,7 @@ fn every_mixture_of_widths() {
 
 #[test]
 fn every_softmax_quantizer() {
-    for method in METHODS {
+    for method in SoftmaxMethod::ALL {
         for bits in [BitWidth::B8, BitWidth::B4, BitWidth::B3] {
             compare_fixture(LAYERSCALE, settings(bits, bits, method));
         }
@@ -797,7 +784,7 @@ fn every_softmax_quantizer() {
 /// Codebooks that differ from head to head; methods with nothing to fit have one.
 #[test]
 fn every_softmax_quantizer_per_head() {
-    for method in METHODS {
+    for method in SoftmaxMethod::ALL {
         for renormalise in [None, Some(true)] {
             let mut settings = settings(BitWidth::B8, BitWidth::B8, method);
             settings.softmax.bits = Some(BitWidth::B4);

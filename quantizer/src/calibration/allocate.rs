@@ -34,8 +34,8 @@
 use rayon::prelude::*;
 use tpvit_models::{BitWidth, BufferId, Op, Program, Quantization, TensorId, TensorRole};
 
-use super::compensate::{logits, split};
 use super::fake_quant::{FakeQuant, fake_weight, fake_weights};
+use super::judge::{Judge, split};
 use super::knapsack::{self, Item};
 use super::observe::{Observations, ObserveSettings, observe};
 use super::plan::{QuantPlan, Settings, Widths, plan};
@@ -462,13 +462,9 @@ pub fn allocate(
     let narrowed = networks.narrowed();
 
     let mut meter = Meter::new(&problem, images.len(), progress);
-    let float = logits(program, weights, None, &images);
-    meter.advance(images.len() * PARTS);
-    let judges = Judges {
-        networks,
-        images: &images,
-        float: &float,
-    };
+    let judge = Judge::new(program, weights, images);
+    meter.advance(judge.images.len() * PARTS);
+    let judges = Judges { networks, judge };
     let added = judges.sensitivities(&narrowed, &mut meter);
     let mut chosen = problem.solve(&added);
     let mixed = judges.mean_kl(&chosen, &mut meter);
@@ -638,8 +634,7 @@ impl Narrowed {
 /// The held-back pictures, and what the float network makes of them.
 struct Judges<'a> {
     networks: Networks<'a>,
-    images: &'a [Vec<f32>],
-    float: &'a [Vec<f32>],
+    judge: Judge<'a>,
 }
 
 impl Judges<'_> {
@@ -650,10 +645,9 @@ impl Judges<'_> {
         let mut weights = self.networks.weights.clone();
         let settings = problem.with_widths(chosen);
         let plan = plan(program, &mut weights, self.networks.observations, &settings);
-        let quantized = logits(program, &weights, Some(&plan), self.images);
-        meter.advance(PARTS * self.images.len());
-        let pairs = self.float.iter().zip(&quantized);
-        pairs.map(|(f, q)| kl_divergence(f, q)).sum::<f64>() / self.images.len() as f64
+        let kl = self.judge.divergence(&weights, &plan);
+        meter.advance(PARTS * self.judge.images.len());
+        kl
     }
 
     /// By site and width, what it adds to the mean KL: the wider the less, and
@@ -667,7 +661,8 @@ impl Judges<'_> {
         order.sort_by_key(|&site| std::cmp::Reverse(problem.sites[site].op()));
         let mut sums: Vec<Vec<f64>> = problem.widths.iter().map(|w| vec![0.0; w.len()]).collect();
         let wave = WAVE_PER_THREAD * rayon::current_num_threads();
-        for (images, float) in self.images.chunks(wave).zip(self.float.chunks(wave)) {
+        let Judge { images, logits, .. } = &self.judge;
+        for (images, float) in images.chunks(wave).zip(logits.chunks(wave)) {
             let mut wave = Wave::start(program, images, float, &weights, &plan.quantization);
             meter.advance(PARTS * images.len());
             for &index in &order {
@@ -686,7 +681,7 @@ impl Judges<'_> {
             // What chance put out of order: no width adds more than a narrower one.
             let mut least = 0.0f64;
             for sum in sums.iter_mut().rev() {
-                least = least.max(*sum / self.images.len() as f64);
+                least = least.max(*sum / self.judge.images.len() as f64);
                 *sum = least;
             }
         }

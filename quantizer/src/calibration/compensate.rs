@@ -18,17 +18,11 @@ use rayon::prelude::*;
 use tpvit_models::{BufferId, Op, Program, TensorId, WeightQuant};
 
 use super::fake_quant::{FakeQuant, fake_weights};
-use super::plan::{QuantPlan, correct_bias, fold};
-use super::report::kl_divergence;
+use super::judge::{Judge, split};
+use super::plan::{QuantPlan, correct_bias, folded_weight};
 use crate::quantizers::{gptq, weight};
 use crate::reference::{Executor, Hook, MatMut, MatRef, matmul, run_many};
 use crate::weights::Weights;
-
-/// One picture in this many is held back to judge by.
-const HELD_BACK: usize = 4;
-
-/// At most so many pictures judge; each is run some ten times.
-const MOST_JUDGES: usize = 48;
 
 /// Dampings tried for each group of layers.
 const DAMPINGS: usize = 3;
@@ -151,13 +145,12 @@ pub fn compensate(
         .par_iter()
         .map(|&i| picture(i).expect("a picture that was there before"))
         .collect();
-    let float = logits(program, weights, None, &images);
-    advance(images.len());
+    let judge = Judge::new(program, weights, images);
+    advance(judges.len());
     let mut judge = |weights: &Weights, plan: &QuantPlan| {
-        let quantized = logits(program, weights, Some(plan), &images);
-        advance(images.len());
-        let pairs = float.iter().zip(&quantized);
-        pairs.map(|(f, q)| kl_divergence(f, q)).sum::<f64>() / images.len() as f64
+        let divergence = judge.divergence(weights, plan);
+        advance(judges.len());
+        divergence
     };
 
     let mut current = judge(weights, plan);
@@ -214,15 +207,6 @@ fn groups(layers: &[Layer]) -> Vec<LayerGroup> {
     groups.sort_unstable();
     groups.dedup();
     groups
-}
-
-/// Pictures that judge and pictures that teach; one alone does both.
-pub(crate) fn split(count: usize) -> (Vec<usize>, Vec<usize>) {
-    if count < 2 {
-        return ((0..count).collect(), (0..count).collect());
-    }
-    let every = HELD_BACK.max(count / MOST_JUDGES).min(count);
-    (0..count).partition(|i| i % every == every - 1)
 }
 
 fn layers(program: &Program) -> Vec<Layer> {
@@ -419,7 +403,7 @@ fn round(
     let id = layer.weight.index();
     let k = program.tensors[id].cols;
     let old: &WeightQuant = plan.weights[id].as_ref().expect("a plan has every weight");
-    let mut target = weights.tensors[id].clone();
+    let target = folded_weight(&weights.tensors[id], &program.ops[layer.op], plan);
     let mut moments = match layer.input {
         Some(_) => second.products.clone(),
         None => second.centred(),
@@ -430,7 +414,6 @@ fn round(
         .map_or(&[][..], |quant| &quant.scale);
     if scales.len() > 1 {
         // The codes hold w * diag(s), and meet x / s.
-        target = fold(&target, scales);
         for (row, s) in moments.chunks_exact_mut(k).zip(scales) {
             row.iter_mut().zip(scales).for_each(|(x, t)| *x /= s * t);
         }
@@ -446,31 +429,4 @@ fn round(
     }
     plan.notes[layer.op].push("weights compensate each other's errors".into());
     plan.weights[id] = Some(new);
-}
-
-/// Logits of each image: of the float network, or as `plan` quantizes it.
-pub(crate) fn logits(
-    program: &Program,
-    weights: &Weights,
-    plan: Option<&QuantPlan>,
-    images: &[Vec<f32>],
-) -> Vec<Vec<f32>> {
-    let fake = plan.map(|plan| fake_weights(program, weights, plan));
-    let weights = fake.as_ref().unwrap_or(weights);
-    let run = |_, executor: &mut Executor<'_>, image: &[f32]| {
-        Ok::<_, Infallible>(match plan {
-            Some(plan) => executor
-                .run(image, &mut FakeQuant::new(program, &plan.quantization))
-                .to_vec(),
-            None => executor.run(image, &mut ()).to_vec(),
-        })
-    };
-    let mut all = Vec::with_capacity(images.len());
-    let collect = |_, logits| {
-        all.push(logits);
-        Ok(())
-    };
-    let load = |i: usize| Ok(images[i].clone());
-    let Ok(()) = run_many(program, weights, images.len(), load, run, collect);
-    all
 }

@@ -329,7 +329,7 @@ impl Planner<'_> {
                 self.per_column(id, bits, stats, channels, None)
             }
             Op::PatchEmbed { .. } | Op::Linear { .. } | Op::SelectToken { .. } => {
-                match self.reader_heads(id) {
+                match self.program.heads(id) {
                     Some((heads, head_dim)) => self.qkv(bits, stats, heads, head_dim),
                     None => {
                         let cols = stats.columns.cols();
@@ -342,23 +342,6 @@ impl Planner<'_> {
         };
         self.plan.notes[index].push(describe(&quant));
         self.plan.quantization.activations[id.index()] = Some(quant);
-    }
-
-    /// Heads and their channels if attention reads the buffer.
-    fn reader_heads(&self, id: BufferId) -> Option<(usize, usize)> {
-        self.program.ops.iter().find_map(|op| match *op {
-            Op::Attention {
-                qkv,
-                heads,
-                head_dim,
-                ..
-            } if qkv == id => Some((heads, head_dim)),
-            Op::Attention { .. }
-            | Op::PatchEmbed { .. }
-            | Op::LayerNorm { .. }
-            | Op::Linear { .. }
-            | Op::SelectToken { .. } => None,
-        })
     }
 
     /// Per channel, then re-parameterised to one scale.

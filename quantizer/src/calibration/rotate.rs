@@ -230,16 +230,9 @@ impl<'a> Graph<'a> {
                 return Err(self.blocked(output, "it holds the logits"));
             }
             match *op {
-                Op::PatchEmbed {
-                    weight,
-                    bias,
-                    prefix,
-                    position,
-                    ..
-                } if has(output) => {
+                Op::PatchEmbed { .. } if has(output) => {
                     stream.writers.push(index);
-                    changed.extend([weight, bias]);
-                    changed.extend(prefix.into_iter().chain(position));
+                    changed.extend(op.tensors());
                 }
                 Op::Linear {
                     weight,
@@ -276,7 +269,7 @@ impl<'a> Graph<'a> {
         }
         let behind = stream.norms.iter().flat_map(|(_, readers)| readers);
         for op in behind.filter(|op| !stream.writers.contains(op)) {
-            changed.extend(tensors(&self.program.ops[*op]));
+            changed.extend(self.program.ops[*op].tensors());
         }
         self.used_once(&changed)?;
         Ok(stream)
@@ -317,7 +310,7 @@ impl<'a> Graph<'a> {
             let readers = self.linear_readers(output)?;
             let around = readers.iter().chain([&writer]);
             let changed: Vec<TensorId> = around
-                .flat_map(|&op| tensors(&self.program.ops[op]))
+                .flat_map(|&op| self.program.ops[op].tensors())
                 .collect();
             self.used_once(&changed)?;
             all.push(Heads {
@@ -352,7 +345,7 @@ impl<'a> Graph<'a> {
     /// No tensor of `changed` belongs to more than one operation.
     fn used_once(&self, changed: &[TensorId]) -> Result<(), RotateError> {
         let mut uses = vec![0; self.program.tensors.len()];
-        for id in self.program.ops.iter().flat_map(tensors) {
+        for id in self.program.ops.iter().flat_map(Op::tensors) {
             uses[id.index()] += 1;
         }
         match changed.iter().find(|id| uses[id.index()] > 1) {
@@ -371,25 +364,6 @@ fn norm_input(op: &Op) -> Option<usize> {
         | Op::Linear { .. }
         | Op::Attention { .. }
         | Op::SelectToken { .. } => None,
-    }
-}
-
-/// The constants of an operation.
-fn tensors(op: &Op) -> Vec<TensorId> {
-    match *op {
-        Op::PatchEmbed {
-            weight,
-            bias,
-            prefix,
-            position,
-            ..
-        } => {
-            let optional = prefix.into_iter().chain(position);
-            [weight, bias].into_iter().chain(optional).collect()
-        }
-        Op::LayerNorm { gamma, beta, .. } => vec![gamma, beta],
-        Op::Linear { weight, bias, .. } => vec![weight, bias],
-        Op::Attention { .. } | Op::SelectToken { .. } => Vec::new(),
     }
 }
 
@@ -432,13 +406,12 @@ fn rotate_stream(program: &Program, weights: &mut Weights, stream: &Stream, sign
         }
     }
     for &op in &stream.writers {
-        let [weight, added @ ..] = &tensors(&program.ops[op])[..] else {
-            unreachable!("what writes a stream has a weight");
-        };
+        let mut tensors = program.ops[op].tensors();
+        let weight = tensors.next().expect("what writes a stream has a weight");
         let cols = program.tensors[weight.index()].cols;
         matrix.mix_rows(&mut weights.tensors[weight.index()], cols);
         // Bias, class token and positions: vectors of the stream.
-        for id in added {
+        for id in tensors {
             let rows = weights.tensors[id.index()].chunks_exact_mut(stream.channels);
             rows.for_each(|row| matrix.rotate(row));
         }

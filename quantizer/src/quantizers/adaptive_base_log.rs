@@ -13,7 +13,7 @@
 //! `2^(bits + 1) - 2` entries; the codebook of 14-bit multipliers holds the whole
 //! level and is finer.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxMethod, SoftmaxQuant};
 
 use super::log_grid::LogGrid;
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height};
@@ -59,12 +59,6 @@ impl AdaptiveBaseLog {
             step: f64::from(numerator) / f64::from(DENOMINATOR),
             zero_code: true,
         };
-        SoftmaxQuant {
-            bits,
-            method: self.method(),
-            kind: SoftmaxKind::Static,
-            renormalise: self.renormalise,
-            codebooks: vec![grid.codebook(bits, height)],
-        }
+        self.with_codebook(bits, self.renormalise, grid.codebook(bits, height))
     }
 }

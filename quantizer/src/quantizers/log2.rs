@@ -12,7 +12,7 @@
 //! Every multiplier is a power of two or 0, so a shift executes it. Beyond 4
 //! bits there is nothing to gain: the codebook ends 14 octaves down.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxMethod, SoftmaxQuant};
 
 use super::log_grid::LogGrid;
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, height};
@@ -50,12 +50,10 @@ impl SoftmaxQuantizer for Log2 {
             step: 1.0,
             zero_code: self.zero_code,
         };
-        SoftmaxQuant {
+        self.with_codebook(
             bits,
-            method: self.method(),
-            kind: SoftmaxKind::Static,
-            renormalise: self.renormalise,
-            codebooks: vec![grid.codebook(bits, height(samples.tokens()))],
-        }
+            self.renormalise,
+            grid.codebook(bits, height(samples.tokens())),
+        )
     }
 }

@@ -13,7 +13,7 @@
 //! The factor that depends on parity is in the integer multipliers, so nothing
 //! re-parameterises it into a base-2 grid as the publication does.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxMethod, SoftmaxQuant};
 
 use super::log_grid::LogGrid;
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, octaves};
@@ -54,12 +54,6 @@ impl LogSqrt2 {
             step: 0.5,
             zero_code: true,
         };
-        SoftmaxQuant {
-            bits,
-            method: self.method(),
-            kind: SoftmaxKind::Static,
-            renormalise: self.renormalise,
-            codebooks: vec![grid.codebook(bits, height)],
-        }
+        self.with_codebook(bits, self.renormalise, grid.codebook(bits, height))
     }
 }

@@ -49,6 +49,22 @@ pub trait SoftmaxQuantizer: Sync {
     /// Which one, as stored in the file.
     fn method(&self) -> SoftmaxMethod;
 
+    /// The static quantizer of this method that has `codebook` for all heads.
+    fn with_codebook(
+        &self,
+        bits: BitWidth,
+        renormalise: bool,
+        codebook: SoftmaxCodebook,
+    ) -> SoftmaxQuant {
+        SoftmaxQuant {
+            bits,
+            method: self.method(),
+            kind: SoftmaxKind::Static,
+            renormalise,
+            codebooks: vec![codebook],
+        }
+    }
+
     /// What people call it.
     fn name(&self) -> &'static str;
 

@@ -14,7 +14,7 @@
 //! The published code has `2^bits + 1` levels; this one has `2^bits`, of
 //! which rounding the exponent can make neighbours equal.
 
-use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, threshold};
 
@@ -77,16 +77,14 @@ impl Sulq {
         // On the grid, the shift is not exactly the one asked for.
         let eta = f64::from(shift) * unit;
         let limit = |code: u8| threshold((-y(f64::from(code) + 0.5)).exp2() - eta);
-        SoftmaxQuant {
+        self.with_codebook(
             bits,
-            method: self.method(),
-            kind: SoftmaxKind::Static,
-            renormalise: self.renormalise,
-            codebooks: vec![SoftmaxCodebook {
+            self.renormalise,
+            SoftmaxCodebook {
                 scale: unit as f32,
                 thresholds: (0..last).map(limit).collect(),
                 multipliers: (0..=last).map(multiplier).collect(),
-            }],
-        }
+            },
+        )
     }
 }

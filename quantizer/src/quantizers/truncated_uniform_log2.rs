@@ -39,7 +39,7 @@
 //! (TULQ-A, TULQ-Z) or a difference of two (TULQ-ZA), up to rounding to the codebook's
 //! unit: shifts execute them.
 
-use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxCodebook, SoftmaxMethod, SoftmaxQuant};
 
 use super::log_grid::LogGrid;
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, octaves, threshold};
@@ -149,13 +149,7 @@ impl TruncatedUniformLog2 {
             LastCode::BesideZero => grid(true).codebook(bits, height),
             LastCode::Zero => anchored(bits, low, step, height),
         };
-        SoftmaxQuant {
-            bits,
-            method: self.method(),
-            kind: SoftmaxKind::Static,
-            renormalise: self.renormalise,
-            codebooks: vec![codebook],
-        }
+        self.with_codebook(bits, self.renormalise, codebook)
     }
 }
 

@@ -18,7 +18,7 @@
 //! `2^bits - 1` levels at most, and fewer for a large `sigma`. Up to `sigma` the
 //! error is `sigma / 2k` at most, above it `1 / 2k`.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, height, nearest_level};
 
@@ -68,12 +68,6 @@ impl TwinUniform {
             .map(|level| i16::try_from(level).expect("1 is a multiplier"))
             .collect();
         let unit = (-f64::from(octaves)).exp2() / f64::from(k);
-        SoftmaxQuant {
-            bits,
-            method: self.method(),
-            kind: SoftmaxKind::Static,
-            renormalise: self.renormalise,
-            codebooks: vec![nearest_level(bits, unit, &levels)],
-        }
+        self.with_codebook(bits, self.renormalise, nearest_level(bits, unit, &levels))
     }
 }

@@ -15,7 +15,7 @@
 //! The range `n * s` is searched from the largest probability down for the least
 //! A·V error: a quarter of an octave at a time, then finer.
 
-use tpvit_models::{BitWidth, SoftmaxKind, SoftmaxMethod, SoftmaxQuant};
+use tpvit_models::{BitWidth, SoftmaxMethod, SoftmaxQuant};
 
 use super::softmax::{AttentionSamples, SoftmaxQuantizer, best, nearest_level};
 
@@ -58,12 +58,10 @@ impl UniformSoftmax {
     pub fn with_range(&self, bits: BitWidth, range: f64) -> SoftmaxQuant {
         let last = i16::from(bits.max_code());
         let levels: Vec<i16> = (0..=last).rev().collect();
-        SoftmaxQuant {
+        self.with_codebook(
             bits,
-            method: self.method(),
-            kind: SoftmaxKind::Static,
-            renormalise: self.renormalise,
-            codebooks: vec![nearest_level(bits, range / f64::from(last), &levels)],
-        }
+            self.renormalise,
+            nearest_level(bits, range / f64::from(last), &levels),
+        )
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn reconstruct(
     let mut teacher_in: Activations = vec![Vec::new(); count];
     let mut student_in: Activations = vec![Vec::new(); count];
     let features = match pass.global > 0.0 {
-        true => features(task, &float),
+        true => outputs(task, &float, &before_classifier(program), &teacher_in),
         false => Vec::new(),
     };
     for (index, unit) in units.iter().enumerate() {
@@ -179,27 +179,23 @@ fn image(task: &Task<'_>, unit: &Unit, picture: usize) -> Vec<f32> {
     }
 }
 
-/// What the float classifier reads, by picture.
-fn features(task: &Task<'_>, float: &View) -> Activations {
-    let network = Network {
-        program: task.program,
-        view: float,
-    };
-    let id = feature(task.program);
-    let one = |tape: &mut Tape, picture: usize| {
-        let image = (task.image)(picture);
-        network.forward(tape, 0..task.program.ops.len(), &image, None);
-        tape.raw[id.index()].clone()
-    };
-    let count = task.judges.len() + task.teachers.len();
-    let tape = || Tape::new(task.program);
-    (0..count).into_par_iter().map_init(tape, one).collect()
-}
-
 /// The buffer that the classifier reads.
 fn feature(program: &Program) -> BufferId {
     let last = &program.ops[program.ops.len() - 1];
     last.inputs()[0].expect("a classifier has an input")
+}
+
+/// Everything before the classifier, as one unit.
+fn before_classifier(program: &Program) -> Unit {
+    let last = program.ops.len() - 1;
+    let output = feature(program);
+    Unit {
+        name: String::new(),
+        ops: 0..last,
+        input: None,
+        output,
+        rows: 0..program.buffers[output.index()].rows,
+    }
 }
 
 /// One unit and all it needs.

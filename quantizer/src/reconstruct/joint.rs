@@ -20,7 +20,7 @@ use super::resume::{Position, Reader};
 use super::train::{Term, Trainer, augment, cosine, divergence};
 use super::units::{Unit, units};
 use super::{ResumeError, Run, Stop, Task, UnitLog};
-use crate::calibration::{QuantPlan, kl_divergence, logits};
+use crate::calibration::{Judge, QuantPlan};
 use crate::weights::Weights;
 
 /// How to train all units at once.
@@ -75,7 +75,8 @@ pub(super) fn train(
         settings.batch,
         task.seed,
     );
-    let judge = Judge::new(task);
+    let images = task.judges.par_iter().map(|&i| (task.image)(i)).collect();
+    let judge = Judge::new(program, task.float, images);
     let start = judge.divergence(weights, plan);
     let mut log = UnitLog {
         name: "all units".into(),
@@ -140,32 +141,6 @@ pub(super) fn train(
     }
     run.logs.push(log);
     Ok(())
-}
-
-/// Held-back pictures, and what the float network makes of them.
-struct Judge<'a> {
-    program: &'a Program,
-    images: Vec<Vec<f32>>,
-    logits: Vec<Vec<f32>>,
-}
-
-impl<'a> Judge<'a> {
-    fn new(task: &Task<'a>) -> Self {
-        let images: Vec<Vec<f32>> = task.judges.par_iter().map(|&i| (task.image)(i)).collect();
-        let logits = logits(task.program, task.float, None, &images);
-        Judge {
-            program: task.program,
-            images,
-            logits,
-        }
-    }
-
-    /// Mean KL of the quantized network from the float one, nats.
-    fn divergence(&self, weights: &Weights, plan: &QuantPlan) -> f64 {
-        let quantized = logits(self.program, weights, Some(plan), &self.images);
-        let pairs = self.logits.iter().zip(&quantized);
-        pairs.map(|(f, q)| kl_divergence(f, q)).sum::<f64>() / self.images.len() as f64
-    }
 }
 
 /// One term for each unit's output but the logits, normalised by its spread.

@@ -264,14 +264,9 @@ struct Work {
 
 impl Work {
     fn new(task: &Task<'_>, settings: &Settings) -> Self {
-        let costs = settings.costs(task.program);
         Work {
-            total: costs
-                .iter()
-                .flatten()
-                .map(|(one, steps)| one * f64::from(*steps))
-                .sum(),
-            costs,
+            costs: settings.costs(task.program),
+            total: settings.macs(task.program),
             done: 0.0,
             doing: String::new(),
         }

@@ -171,7 +171,7 @@ impl Grads {
     pub(super) fn new(program: &Program, view: &View, range: Range<usize>) -> Self {
         let mut grads = Grads::frozen(program);
         for op in &program.ops[range] {
-            for id in tensors(op).into_iter().flatten() {
+            for id in op.tensors() {
                 grads.tensors[id.index()] = vec![0.0; view.tensors[id.index()].len()];
             }
             let id = op.output().index();
@@ -681,21 +681,5 @@ impl Heads {
             cols: self.dim,
             row_stride: self.width(),
         }
-    }
-}
-
-/// The tensors an operation reads.
-pub(super) fn tensors(op: &Op) -> [Option<TensorId>; 4] {
-    match *op {
-        Op::PatchEmbed {
-            weight,
-            bias,
-            prefix,
-            position,
-            ..
-        } => [Some(weight), Some(bias), prefix, position],
-        Op::LayerNorm { gamma, beta, .. } => [Some(gamma), Some(beta), None, None],
-        Op::Linear { weight, bias, .. } => [Some(weight), Some(bias), None, None],
-        Op::Attention { .. } | Op::SelectToken { .. } => [None; 4],
     }
 }

@@ -24,11 +24,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rayon::prelude::*;
-use tpvit_models::{BitWidth, Op, Program, TensorRole, WeightQuant};
+use tpvit_models::{BitWidth, BufferId, Op, Program, TensorRole, WeightQuant};
 
 use super::ResumeError;
 use super::math::{self, AdamStep, RowGrid};
-use super::network::{Grads, Site, View, coders, tensors};
+use super::network::{Grads, Site, View, coders};
 use super::resume::{Reader, Writer};
 use crate::calibration::{QuantPlan, folded_weight, unfold};
 use crate::quantizers::weight;
@@ -156,7 +156,7 @@ impl Params {
             blend: 1.0,
         };
         for op in &program.ops[range] {
-            for id in tensors(op).into_iter().flatten() {
+            for id in op.tensors() {
                 let tensor = id.index();
                 match program.tensors[tensor].role {
                     TensorRole::Weight => {
@@ -174,36 +174,36 @@ impl Params {
                     }
                 }
             }
-            let buffer = op.output().index();
-            if let Some(quant) = &plan.quantization.activations[buffer] {
-                let cols = program.buffers[buffer].cols;
+            let buffer = op.output();
+            if let Some(quant) = &plan.quantization.activations[buffer.index()] {
                 params
                     .scales
-                    .push(Scales::new(program, buffer, &quant.scale, cols));
+                    .push(Scales::new(program, buffer, &quant.scale));
             }
         }
         params
     }
 
-    /// The quantized network's view of everything, with these parameters in it.
+    /// The quantized network's view of these parameters' operations.
     pub(super) fn view(&self, program: &Program, weights: &Weights, plan: &QuantPlan) -> View {
         let quantization = &plan.quantization;
-        let coded_by_attention = |id: usize| {
-            let reads = |op: &Op| matches!(*op, Op::Attention { qkv, .. } if qkv.index() == id);
-            program.ops.iter().any(reads)
-        };
         let site = |(id, quant): (usize, &Option<_>)| {
-            let cols = program.buffers[id].cols;
-            quant
-                .as_ref()
-                .map(|q| Site::new(q, cols, !coded_by_attention(id)))
+            let buffer = BufferId(id as u16);
+            // The next layer takes the scales, unless it is attention.
+            let folded = program.heads(buffer).is_none();
+            let quant = quant.as_ref();
+            quant.map(|q| Site::new(q, program.buffers[id].cols, folded))
         };
         let coders = |(index, quant): (usize, &Option<_>)| {
             let quant = quant.as_ref();
             quant.map_or_else(Vec::new, |quant| coders(program, index, quant))
         };
+        let mut tensors = vec![Vec::new(); program.tensors.len()];
+        for f in &self.floats {
+            tensors[f.tensor].clone_from(&weights.tensors[f.tensor]);
+        }
         let mut view = View {
-            tensors: weights.tensors.clone(),
+            tensors,
             transposed: vec![Vec::new(); program.tensors.len()],
             sites: quantization
                 .activations
@@ -483,21 +483,9 @@ impl Weight {
 
 impl Scales {
     /// q and k keep one scale for each head.
-    fn new(program: &Program, buffer: usize, scale: &[f32], cols: usize) -> Self {
-        let heads = program.ops.iter().find_map(|op| match *op {
-            Op::Attention {
-                qkv,
-                heads,
-                head_dim,
-                ..
-            } if qkv.index() == buffer => Some((heads, head_dim)),
-            Op::Attention { .. }
-            | Op::PatchEmbed { .. }
-            | Op::LayerNorm { .. }
-            | Op::Linear { .. }
-            | Op::SelectToken { .. } => None,
-        });
-        let group: Vec<usize> = match heads {
+    fn new(program: &Program, buffer: BufferId, scale: &[f32]) -> Self {
+        let cols = program.buffers[buffer.index()].cols;
+        let group: Vec<usize> = match program.heads(buffer) {
             _ if scale.len() == 1 => vec![0; cols],
             Some((heads, dim)) => {
                 let shared = 2 * heads * dim;
@@ -518,7 +506,7 @@ impl Scales {
             log_scale[group] = scale[c.min(scale.len() - 1)].ln();
         }
         Scales {
-            buffer,
+            buffer: buffer.index(),
             moments: Moments::new(log_scale.len()),
             group,
             log_scale,

@@ -13,7 +13,6 @@
 //! changed when a checkpoint does not fit; it is never used then.
 
 use serde_json::{Value, json};
-use tpvit_models::Program;
 
 use super::{Lesson, Settings, UnitLog};
 use crate::calibration::QuantPlan;
@@ -53,7 +52,8 @@ impl Fingerprints {
         weights: &Weights,
         plan: &QuantPlan,
     ) -> Self {
-        let mut model = hash_program(lesson.program);
+        let mut model = blake3::Hasher::new();
+        model.update(format!("{:?}", lesson.program).as_bytes());
         hash_weights(&mut model, lesson.float);
         let mut start = blake3::Hasher::new();
         hash_weights(&mut start, weights);
@@ -73,12 +73,6 @@ impl Fingerprints {
         }
         Fingerprints([model, start, recipe, pictures].map(|h| *h.finalize().as_bytes()))
     }
-}
-
-fn hash_program(program: &Program) -> blake3::Hasher {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("{program:?}").as_bytes());
-    hasher
 }
 
 fn hash_weights(hasher: &mut blake3::Hasher, weights: &Weights) {

@@ -16,9 +16,7 @@ mod tests;
 mod text;
 
 use serde_json::{Value, json};
-use tpvit_models::{
-    Model, Op, Program, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId,
-};
+use tpvit_models::{Model, Program, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor};
 
 use crate::calibration::{Decision, LayerError};
 use crate::pipeline::{Job, Quantized};
@@ -492,7 +490,7 @@ fn layer(program: &Program, model: &Model<'_>, made: &Quantized, op: usize) -> L
         error_before: find(&made.layers_before),
         notes: made.plan.notes[op].clone(),
     };
-    for id in constants(operation) {
+    for id in operation.tensors() {
         match model.tensor(id) {
             Tensor::Weight(w) => {
                 layer.weights += w.rows() * w.cols();
@@ -504,25 +502,6 @@ fn layer(program: &Program, model: &Model<'_>, made: &Quantized, op: usize) -> L
         }
     }
     layer
-}
-
-/// The tensors an operation reads.
-fn constants(op: &Op) -> Vec<TensorId> {
-    match *op {
-        Op::PatchEmbed {
-            weight,
-            bias,
-            prefix,
-            position,
-            ..
-        } => [Some(weight), Some(bias), prefix, position]
-            .into_iter()
-            .flatten()
-            .collect(),
-        Op::LayerNorm { gamma, beta, .. } => vec![gamma, beta],
-        Op::Linear { weight, bias, .. } => vec![weight, bias],
-        Op::Attention { .. } | Op::SelectToken { .. } => Vec::new(),
-    }
 }
 
 fn attention(program: &Program, made: &Quantized, op: usize) -> Option<AttentionLayer> {
