@@ -404,7 +404,7 @@ def parse_arguments():
     parser.add_argument("--runs", type=int, default=10, help="timed inferences of a round")
     parser.add_argument("--warmup", type=int, default=2, help="untimed inferences of a round")
     parser.add_argument("--report", action="store_true", help="only print what was measured before")
-    parser.add_argument("--guard", metavar="COMMAND", help="a prefix held while timing, such as 'flock /tmp/lock'")
+    parser.add_argument("--guard", metavar="COMMAND", help="a prefix held while timing, such as 'flock LOCKFILE'")
     parser.add_argument("--build", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--tpvit", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--onnx2tf", type=Path, help=argparse.SUPPRESS)

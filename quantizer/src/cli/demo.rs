@@ -167,7 +167,7 @@ impl Demo {
         let mut answers = Vec::new();
         for path in photos {
             let pixels = self.load(path)?;
-            let image = as_f32(&pixels);
+            let image = pixels.to_f32();
             let logits = executor.run(&image, &mut ()).to_vec();
             answers.extend(best(&logits, &self.labels, 1));
             for _ in 0..RUNS.div_ceil(photos.len()) {
@@ -194,7 +194,7 @@ impl Demo {
             labels: self.labels.clone(),
             source: self.source.clone(),
         };
-        let picture = |i: usize| self.crops.get(i).map(as_f32);
+        let picture = |i: usize| self.crops.get(i).map(Pixels::to_f32);
         let watch = Watch::new(progress(self.crops.len(), "calibrating"), None);
         let made = quantize_watched(&self.imported, &picture, &job, None, watch)?;
         let model = Model::parse(&made.bytes)?;
@@ -218,10 +218,6 @@ impl Demo {
             memory: bytes(plan.total_bytes()),
         })
     }
-}
-
-fn as_f32(pixels: &Pixels) -> Vec<f32> {
-    pixels.data.iter().map(|&p| f32::from(p)).collect()
 }
 
 fn tables(photos: &[PathBuf], columns: &[Column; 3]) -> String {

@@ -12,7 +12,7 @@ use tpvit_quantizer::calibration::{
 };
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
 use tpvit_quantizer::import::{self, Imported};
-use tpvit_quantizer::pictures;
+use tpvit_quantizer::pictures::{self, Pixels};
 use tpvit_quantizer::pipeline::{self, Job, Quantized};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, describe};
 use tpvit_quantizer::quantizers::RangeFit;
@@ -337,7 +337,11 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
             Err(error) => tell(format_args!("not rotated: {error}")),
         }
     }
-    let (paths, skipped) = usable(args, &preprocess, image)?;
+    let Usable {
+        paths,
+        pixels,
+        skipped,
+    } = usable(args, &preprocess, image)?;
     let mut warnings = Vec::new();
     let classes = imported.program.classes();
     let labelled = args
@@ -355,10 +359,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         labels,
         source,
     };
-    let picture = |i: usize| {
-        let pixels = pictures::load(paths.get(i)?, &preprocess, image).ok()?;
-        Some(pixels.data.iter().map(|&p| f32::from(p)).collect())
-    };
+    let picture = |i: usize| pixels.get(i).map(Pixels::to_f32);
     let count = paths.len();
     let allocate = |budget: Budget| {
         let (observe, settings) = (&job.observe, &job.settings);
@@ -376,9 +377,13 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         announce(settings.macs(&imported.program), &path);
         checkpoint = Some(path);
     }
-    let watch = Watch::new(progress(paths.len(), "calibrating"), checkpoint);
+    let watch = Watch::new(progress(count, "calibrating"), checkpoint.clone());
     let made = quantize_watched(&imported, &picture, &job, resume.as_deref(), watch)?;
     write_whole(&args.output, &made.bytes)?;
+    if let Some(path) = checkpoint {
+        // Only now is it of no more use; nothing is lost if it stays.
+        let _ = std::fs::remove_file(path);
+    }
     let mut summary = Summary {
         args,
         imported: &imported,
@@ -404,24 +409,31 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     }
 }
 
-/// The pictures that can be read; says on standard error which cannot.
-fn usable(
-    args: &QuantizeArgs,
-    preprocess: &Preprocess,
-    image: [usize; 2],
-) -> Result<(Vec<PathBuf>, usize)> {
+/// The pictures that can be read.
+struct Usable {
+    paths: Vec<PathBuf>,
+    /// Of each, kept: every stage runs them again, training many times.
+    pixels: Vec<Pixels>,
+    /// How many others there are.
+    skipped: usize,
+}
+
+/// Reads the pictures; says on standard error which cannot be read.
+fn usable(args: &QuantizeArgs, preprocess: &Preprocess, image: [usize; 2]) -> Result<Usable> {
     anyhow::ensure!(args.pictures > 0, "--pictures must be at least 1");
     let all = Pictures::calibration(&args.calibration)?.spread(args.pictures);
     let bar = progress(all.paths.len(), "reading");
-    let mut good = Vec::new();
-    let mut broken = Vec::new();
+    let (mut paths, mut pixels, mut broken) = (Vec::new(), Vec::new(), Vec::new());
     for (path, loaded) in all
         .paths
         .iter()
         .zip(pictures::load_many(&all.paths, preprocess, image))
     {
         match loaded {
-            Ok(_) => good.push(path.clone()),
+            Ok(loaded) => {
+                paths.push(path.clone());
+                pixels.push(loaded);
+            }
             Err(error) => broken.push(error),
         }
         bar.inc(1);
@@ -431,15 +443,19 @@ fn usable(
         tell(format_args!("skipped: {error}"));
     }
     let needed = all.paths.len().div_ceil(2);
-    if good.len() < needed {
+    if paths.len() < needed {
         bail!(
             "only {} of {} calibration pictures in {} can be used, at least {needed} must be",
-            good.len(),
+            paths.len(),
             all.paths.len(),
             args.calibration.display()
         );
     }
-    Ok((good, broken.len()))
+    Ok(Usable {
+        paths,
+        pixels,
+        skipped: broken.len(),
+    })
 }
 
 /// What the file says about its source.
@@ -464,7 +480,7 @@ pub(crate) fn quantize_watched(
     let weights = imported.weights.clone();
     let program = &imported.program;
     let made = pipeline::quantize(program, weights, picture, job, resume, &mut watch);
-    watch.finish(made.is_ok());
+    watch.finish();
     Ok(made?)
 }
 

@@ -116,13 +116,9 @@ impl Watch {
         }
     }
 
-    /// The work is done: the bar vanishes, and the checkpoint.
-    pub(crate) fn finish(self, successful: bool) {
+    /// The work is done: the bar vanishes.
+    pub(crate) fn finish(self) {
         self.bar.finish_and_clear();
-        if let Some(path) = self.checkpoint.filter(|_| successful) {
-            // Nothing is lost if it stays.
-            let _ = std::fs::remove_file(path);
-        }
     }
 
     /// Seconds left, from the part done since training began or was resumed.

@@ -32,6 +32,13 @@ pub struct Pixels {
     pub data: Vec<u8>,
 }
 
+impl Pixels {
+    /// The same values as `Executor::run` takes them, 0.0 to 255.0.
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.data.iter().map(|&p| f32::from(p)).collect()
+    }
+}
+
 /// A picture that cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("picture {}: {problem}", path.display())]
