@@ -19,16 +19,21 @@ fn a_run_allocates_nothing_and_a_session_what_it_planned() {
         ..VitConfig::DEIT_TINY
     };
     let softmax = synthetic::row_max_softmax(BitWidth::B4);
-    let data = synthetic::vit(config, BitWidth::B4, BitWidth::B8, &softmax, 5);
-    let bytes = write(&data).expect("a valid model");
-    drop(data);
-    let model = Model::parse(&bytes).expect("a valid file");
-    for threads in [1, 3] {
-        let options = Options {
-            threads,
-            ..Options::default()
-        };
-        check(&model, &options);
+    let plain = synthetic::vit(config, BitWidth::B4, BitWidth::B8, &softmax, 5);
+    let softmax = synthetic::log2_softmax_per_head(BitWidth::B3, config.heads);
+    let mut special = synthetic::vit(config, BitWidth::B4, BitWidth::B4, &softmax, 5);
+    synthetic::add_codebooks(&mut special);
+    for data in [plain, special] {
+        let bytes = write(&data).expect("a valid model");
+        drop(data);
+        let model = Model::parse(&bytes).expect("a valid file");
+        for threads in [1, 3] {
+            let options = Options {
+                threads,
+                ..Options::default()
+            };
+            check(&model, &options);
+        }
     }
 }
 
