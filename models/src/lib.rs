@@ -31,7 +31,8 @@ pub use file::{
 };
 pub use preprocess::{Interpolation, Preprocess, Resize};
 pub use program::{
-    Activation, Buffer, BufferId, Op, Program, ProgramError, TensorId, TensorInfo, TensorRole,
+    Activation, Buffer, BufferId, Cell, Op, Pooling, Program, ProgramError, TensorId, TensorInfo,
+    TensorRole, Window,
 };
 pub use quant::{
     ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,

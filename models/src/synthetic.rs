@@ -300,6 +300,8 @@ impl Builder<'_> {
             heads: config.heads,
             head_dim,
             scale: 1.0 / sqrt(head_dim),
+            window: None,
+            bias: None,
             output: attention,
         });
         let x = self.linear(

@@ -1118,6 +1118,8 @@ fn one_wide_head(head_dim: usize) -> ModelData {
             heads: 1,
             head_dim,
             scale: 1.0,
+            window: None,
+            bias: None,
             output: attention,
         },
         linear(attention, head_weight, head_bias, logits),

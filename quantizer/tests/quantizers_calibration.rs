@@ -113,6 +113,8 @@ impl Builder {
             heads: HEADS,
             head_dim: D / HEADS,
             scale: 0.35,
+            window: None,
+            bias: None,
             output,
         });
         output
@@ -519,7 +521,11 @@ fn codebooks_are_where_they_are_asked_for() {
                 Op::PatchEmbed { .. }
                 | Op::Linear { .. }
                 | Op::Attention { .. }
-                | Op::SelectToken { .. } => ActivationCode::Uniform,
+                | Op::HeadNorm { .. }
+                | Op::Gate { .. }
+                | Op::SelectToken { .. }
+                | Op::Pool { .. }
+                | Op::PatchMerge { .. } => ActivationCode::Uniform,
             };
             let expected = code != ActivationCode::Uniform && quant.bits <= BitWidth::B4;
             let name = &program.buffers[output].name;

@@ -499,6 +499,10 @@ impl Needs {
                 exchange.pack_len = exchange.pack_len.max(pack_len);
                 Ok(0)
             }
+            Op::HeadNorm { .. } | Op::Gate { .. } | Op::Pool { .. } | Op::PatchMerge { .. } => {
+                let what = op.kind();
+                Err(SessionError::Unsupported { op: index, what })
+            }
             Op::SelectToken { output, .. } => {
                 if self.lanes > 1 {
                     self.exchange.row_len = self.exchange.row_len.max(buffer(output).cols);
@@ -603,7 +607,11 @@ impl<S: TensorSource> Build<'_, S> {
                 head_dim,
                 scale,
                 output,
+                ..
             } => Work::Attention(self.attention(index, qkv, heads, head_dim, scale, output)),
+            Op::HeadNorm { .. } | Op::Gate { .. } | Op::Pool { .. } | Op::PatchMerge { .. } => {
+                unreachable!("the layout was made, so every operation has a kernel")
+            }
             Op::SelectToken { input, token, .. } => {
                 let lanes = self.layout.sizes.lanes;
                 let rows = self.info.program().buffers[input.index()].rows;

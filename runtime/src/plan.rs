@@ -134,7 +134,11 @@ fn overwritten_residual(op: &Op, index: usize, last: &[usize]) -> Option<usize> 
         | Op::PatchEmbed { .. }
         | Op::LayerNorm { .. }
         | Op::Attention { .. }
-        | Op::SelectToken { .. } => None,
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => None,
     }
 }
 

@@ -24,8 +24,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use tpvit_models::{
-    ActivationQuant, BitWidth, BufferId, Interpolation, Model, Op, Preprocess, Program, Resize,
-    SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorId,
+    ActivationQuant, BitWidth, BufferId, Interpolation, Model, Op, Pooling, Preprocess, Program,
+    Resize, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorId,
 };
 use tpvit_quantizer::calibration::{
     ActivationCode, FakeQuant, Granularity, ObserveSettings, QuantPlan, Settings, fake_weights,
@@ -273,7 +273,11 @@ impl Forced<'_> {
             Op::PatchEmbed { .. }
             | Op::LayerNorm { .. }
             | Op::Linear { .. }
-            | Op::SelectToken { .. } => (false, 1.0),
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => (false, 1.0),
         };
         let before_op = self.tally;
         for (i, (&code, &fake)) in codes.iter().zip(fake).enumerate() {
@@ -394,7 +398,44 @@ impl Forced<'_> {
                 head_dim,
                 ..
             } => self.attention_bounds(op, buffer(qkv), [heads, head_dim], out),
-            Op::SelectToken { .. } => vec![0.0; out.len()], // copied
+            Op::HeadNorm {
+                input,
+                head_dim,
+                gamma,
+                beta,
+                eps,
+                ..
+            } => {
+                let affine = [gamma, beta].map(|id| quantized.tensor(id));
+                let cols = quantized.program.buffers[input.index()].cols;
+                let rows = buffer(input).chunks_exact(cols);
+                rows.flat_map(|x| head_norm_bounds(x, head_dim, affine, eps))
+                    .collect()
+            }
+            Op::Gate { input, output } => {
+                let h = quantized.program.buffers[output.index()].cols;
+                let rows = buffer(input).chunks_exact(2 * h);
+                rows.flat_map(|x| gate_bounds(&x[..h], &x[h..])).collect()
+            }
+            // Sums of f32 here and of f64 there, divided.
+            Op::Pool {
+                input,
+                first,
+                count,
+                pool: Pooling::Mean,
+                ..
+            } => {
+                let d = out.len();
+                let rows = &buffer(input)[first * d..][..count * d];
+                let size = |c: usize| rows.iter().skip(c).step_by(d).map(|v| f64::from(v.abs()));
+                let roundings = (count + 2) as f64 * U;
+                (0..d)
+                    .map(|c| roundings * size(c).sum::<f64>() / count as f64)
+                    .collect()
+            }
+            Op::SelectToken { .. } | Op::Pool { .. } | Op::PatchMerge { .. } => {
+                vec![0.0; out.len()] // copied
+            }
         }
     }
 
@@ -632,6 +673,26 @@ fn multipliers_near(codebook: &SoftmaxCodebook, t: f64, e: f64) -> [f64; 2] {
     near.fold([f64::INFINITY, f64::NEG_INFINITY], |[least, most], m| {
         [least.min(m), most.max(m)]
     })
+}
+
+/// One row of q, k and v; v is copied.
+fn head_norm_bounds(x: &[f32], head_dim: usize, [gamma, beta]: [&[f32]; 2], eps: f32) -> Vec<f64> {
+    let d = x.len() / 3;
+    let part = |part: usize| {
+        let [gamma, beta] = [gamma, beta].map(|a| &a[part * head_dim..][..head_dim]);
+        let heads = x[part * d..][..d].chunks_exact(head_dim);
+        heads.flat_map(move |x| layer_norm_bounds(x, gamma, beta, eps))
+    };
+    let mut bounds: Vec<f64> = part(0).chain(part(1)).collect();
+    bounds.resize(x.len(), 0.0);
+    bounds
+}
+
+/// `g sigmoid(g) v`: the runtime's exponential is good to 4e-7, the executor's
+/// sigmoid to the last place; two products each.
+fn gate_bounds(gates: &[f32], values: &[f32]) -> Vec<f64> {
+    let bound = |(g, v): (&f32, &f32)| (4e-7 + 8.0 * U) * f64::from((g * v).abs());
+    gates.iter().zip(values).map(bound).collect()
 }
 
 /// The executor's mean and variance are f64. The runtime adds d values in 16

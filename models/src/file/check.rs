@@ -10,7 +10,7 @@
 )]
 
 use super::error::ParseError;
-use super::layout::{FEATURE_CODEBOOK, FEATURE_SOFTMAX_PER_HEAD};
+use super::layout::{FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_SOFTMAX_PER_HEAD};
 use super::model::TensorPlace;
 use crate::preprocess::{Preprocess, Resize};
 use crate::program::{BufferId, Op, Program, TensorId};
@@ -96,8 +96,8 @@ fn check_codebook(bits: BitWidth, codebook: &Codebook) -> Result<(), &'static st
     Ok(())
 }
 
-/// The features that a reader of these quantizers must know.
-pub(super) fn features(quant: &Quantization) -> u32 {
+/// The features that a reader of this program and its quantizers must know.
+pub(super) fn features(program: &Program, quant: &Quantization) -> u32 {
     let mut activations = quant.activations.iter().flatten();
     let codebook = match activations.any(|quant| quant.codebook.is_some()) {
         true => FEATURE_CODEBOOK,
@@ -108,7 +108,23 @@ pub(super) fn features(quant: &Quantization) -> u32 {
         true => FEATURE_SOFTMAX_PER_HEAD,
         false => 0,
     };
-    codebook | per_head
+    let operations = match program.ops.iter().any(is_addition) {
+        true => FEATURE_OPERATIONS,
+        false => 0,
+    };
+    codebook | per_head | operations
+}
+
+/// Whether the tag of an operation is above 5.
+fn is_addition(op: &Op) -> bool {
+    match op {
+        Op::Attention { window, .. } => window.is_some(),
+        Op::HeadNorm { .. } | Op::Gate { .. } | Op::Pool { .. } | Op::PatchMerge { .. } => true,
+        Op::PatchEmbed { .. }
+        | Op::LayerNorm { .. }
+        | Op::Linear { .. }
+        | Op::SelectToken { .. } => false,
+    }
 }
 
 /// A file requires the features that it uses, and no others.
@@ -145,9 +161,13 @@ fn check_op(
             let q_and_k = heads.saturating_mul(head_dim).saturating_mul(2);
             uniform(program, quant, qkv, head_dim, q_and_k)
         }
-        Op::PatchEmbed { .. } | Op::LayerNorm { .. } | Op::SelectToken { .. } => {
-            needless(index, softmax)
-        }
+        Op::PatchEmbed { .. }
+        | Op::LayerNorm { .. }
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => needless(index, softmax),
     }
 }
 
@@ -298,15 +318,28 @@ pub(super) fn sums(
             Op::Linear { input, weight, .. } => {
                 linear_sum(index, max_code(quant, input), weight)?;
             }
-            Op::Attention { qkv, head_dim, .. } => {
+            Op::Attention {
+                qkv,
+                head_dim,
+                window,
+                ..
+            } => {
                 let most = max_code(quant, qkv);
                 score_sum(index, most, head_dim)?;
-                let tokens = program.buffers.get(qkv.index()).map_or(0, |b| b.rows);
+                let tokens = match window {
+                    None => program.buffers.get(qkv.index()).map_or(0, |b| b.rows),
+                    Some(window) => window.largest(),
+                };
                 let softmax = quant.softmax.get(index).and_then(Option::as_ref);
                 let multiplier = softmax.map_or(0, largest_multiplier);
                 value_sum(index, most, tokens, multiplier)?;
             }
-            Op::LayerNorm { .. } | Op::SelectToken { .. } => {}
+            Op::LayerNorm { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => {}
         }
     }
     Ok(())

@@ -25,9 +25,13 @@ pub const FEATURE_CODEBOOK: u32 = 1 << 0;
 /// many there are (SPEC.md, section 8).
 pub const FEATURE_SOFTMAX_PER_HEAD: u32 = 1 << 1;
 
+/// Feature bit 2: PROGRAM has an operation with a tag above 5 (SPEC.md, section 5).
+pub const FEATURE_OPERATIONS: u32 = 1 << 2;
+
 /// The feature bits this reader understands; a file that requires another one
 /// is refused.
-pub const SUPPORTED_FEATURES: u32 = FEATURE_CODEBOOK | FEATURE_SOFTMAX_PER_HEAD;
+pub const SUPPORTED_FEATURES: u32 =
+    FEATURE_CODEBOOK | FEATURE_SOFTMAX_PER_HEAD | FEATURE_OPERATIONS;
 
 /// Bytes to which sections, and tensors within DATA, are aligned: a cache line.
 pub const ALIGN: usize = 64;
@@ -66,6 +70,15 @@ pub(super) const LAYER_NORM: u8 = 2;
 pub(super) const LINEAR: u8 = 3;
 pub(super) const ATTENTION: u8 = 4;
 pub(super) const SELECT_TOKEN: u8 = 5;
+pub(super) const WINDOW_ATTENTION: u8 = 6;
+pub(super) const HEAD_NORM: u8 = 7;
+pub(super) const GATE: u8 = 8;
+pub(super) const POOL: u8 = 9;
+pub(super) const PATCH_MERGE: u8 = 10;
+
+// Tags of poolings (SPEC.md, section 5).
+pub(super) const MEAN: u8 = 0;
+pub(super) const CONCAT: u8 = 1;
 
 // Tags of activations (SPEC.md, section 5).
 pub(super) const IDENTITY: u8 = 0;
@@ -94,8 +107,8 @@ pub(super) const BICUBIC: u8 = 1;
 pub(super) mod least {
     /// A buffer: an empty name, rows, columns.
     pub(in crate::file) const BUFFER: usize = 2 + 4 + 4;
-    /// `SelectToken`, the shortest operation.
-    pub(in crate::file) const OP: usize = 1 + 2 + 4 + 2;
+    /// `Gate`, the shortest operation.
+    pub(in crate::file) const OP: usize = 1 + 2 + 2;
     /// A tensor with an empty name.
     pub(in crate::file) const TENSOR: usize = 2 + 1 + 1 + 4 + 4 + 8 + 8;
     /// An activation quantizer with one scale.

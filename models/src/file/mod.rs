@@ -14,7 +14,8 @@ mod write;
 pub use container::{Section, SectionKind};
 pub use error::ParseError;
 pub use layout::{
-    ALIGN, FEATURE_CODEBOOK, FEATURE_SOFTMAX_PER_HEAD, MAGIC, SUPPORTED_FEATURES, VERSION,
+    ALIGN, FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_SOFTMAX_PER_HEAD, MAGIC,
+    SUPPORTED_FEATURES, VERSION,
 };
 pub use model::{FloatTensor, Model, ModelInfo, Tensor, WeightTensor};
 #[cfg(feature = "std")]

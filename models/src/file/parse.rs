@@ -17,7 +17,8 @@ use super::layout::{self, NONE, least};
 use super::model::{FloatTensor, Model, ModelInfo, Tensor, TensorPlace, WeightTensor};
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{
-    Activation, Buffer, BufferId, MAX_SIZE, Op, Program, TensorId, TensorInfo, TensorRole,
+    Activation, Buffer, BufferId, MAX_SIZE, Op, Pooling, Program, TensorId, TensorInfo, TensorRole,
+    Window,
 };
 use crate::quant::{
     ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
@@ -60,7 +61,7 @@ pub(super) fn info(file: Container<'_>) -> Result<ModelInfo<'_>, ParseError> {
     let places = places(&file, &entries)?;
     let quantization = quantization(&file, &program)?;
     check::quantization(&program, &quantization)?;
-    check::required(file.features, check::features(&quantization))?;
+    check::required(file.features, check::features(&program, &quantization))?;
     check::sums(&program, &quantization, &places)?;
     let preprocess = preprocess(&file)?;
     check::crop(&program, &preprocess)?;
@@ -227,11 +228,54 @@ fn op(at: &mut Cursor<'_>) -> Result<Op, ParseError> {
             heads: at.size("heads")?,
             head_dim: at.size("channels of a head")?,
             scale: at.f32()?,
+            window: None,
+            bias: None,
+            output: BufferId(at.u16()?),
+        },
+        layout::WINDOW_ATTENTION => Op::Attention {
+            qkv: BufferId(at.u16()?),
+            heads: at.size("heads")?,
+            head_dim: at.size("channels of a head")?,
+            scale: at.f32()?,
+            window: Some(Window {
+                grid: [at.size("rows of a grid")?, at.size("columns of a grid")?],
+                size: [
+                    at.size("rows of a window")?,
+                    at.size("columns of a window")?,
+                ],
+                shift: [at.size("shift down")?, at.size("shift across")?],
+            }),
+            bias: optional(at.u16()?).map(TensorId),
+            output: BufferId(at.u16()?),
+        },
+        layout::HEAD_NORM => Op::HeadNorm {
+            input: BufferId(at.u16()?),
+            heads: at.size("heads")?,
+            head_dim: at.size("channels of a head")?,
+            gamma: TensorId(at.u16()?),
+            beta: TensorId(at.u16()?),
+            eps: at.f32()?,
+            output: BufferId(at.u16()?),
+        },
+        layout::GATE => Op::Gate {
+            input: BufferId(at.u16()?),
             output: BufferId(at.u16()?),
         },
         layout::SELECT_TOKEN => Op::SelectToken {
             input: BufferId(at.u16()?),
             token: at.size("token")?,
+            output: BufferId(at.u16()?),
+        },
+        layout::POOL => Op::Pool {
+            input: BufferId(at.u16()?),
+            first: at.size("first token")?,
+            count: at.size("count of tokens")?,
+            pool: pooling(at)?,
+            output: BufferId(at.u16()?),
+        },
+        layout::PATCH_MERGE => Op::PatchMerge {
+            input: BufferId(at.u16()?),
+            grid: [at.size("rows of a grid")?, at.size("columns of a grid")?],
             output: BufferId(at.u16()?),
         },
         _ => return Err(at.value_at("tag of an operation", offset)),
@@ -244,6 +288,15 @@ fn activation(at: &mut Cursor<'_>) -> Result<Activation, ParseError> {
         layout::IDENTITY => Ok(Activation::Identity),
         layout::GELU => Ok(Activation::Gelu),
         _ => Err(at.value_at("tag of an activation", offset)),
+    }
+}
+
+fn pooling(at: &mut Cursor<'_>) -> Result<Pooling, ParseError> {
+    let offset = at.offset();
+    match at.u8()? {
+        layout::MEAN => Ok(Pooling::Mean),
+        layout::CONCAT => Ok(Pooling::Concat),
+        _ => Err(at.value_at("tag of a pooling", offset)),
     }
 }
 

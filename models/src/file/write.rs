@@ -12,7 +12,7 @@ use super::layout::{
 use super::model::Model;
 use crate::dense;
 use crate::preprocess::{Interpolation, Preprocess, Resize};
-use crate::program::{Activation, Op, Program, TensorInfo, TensorRole};
+use crate::program::{Activation, Op, Pooling, Program, TensorInfo, TensorRole, Window};
 use crate::quant::{
     ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
     WeightQuant,
@@ -161,7 +161,10 @@ pub fn write(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         ),
         (SectionKind::Data, data),
     ];
-    let file = assemble(check::features(&model.quantization), sections);
+    let file = assemble(
+        check::features(&model.program, &model.quantization),
+        sections,
+    );
     Model::parse(&file).map_err(WriteError::Invalid)?;
     Ok(file)
 }
@@ -272,18 +275,57 @@ fn operation(out: &mut Vec<u8>, op: &Op) -> Result<(), WriteError> {
             u16(out, residual.map_or(NONE, |id| id.0));
             u16(out, output.0);
         }
+        Op::HeadNorm {
+            input,
+            heads,
+            head_dim,
+            gamma,
+            beta,
+            eps,
+            output,
+        } => {
+            out.push(layout::HEAD_NORM);
+            u16(out, input.0);
+            size(out, "heads", heads)?;
+            size(out, "channels of a head", head_dim)?;
+            u16(out, gamma.0);
+            u16(out, beta.0);
+            f32(out, eps);
+            u16(out, output.0);
+        }
+        Op::Gate { input, output } => {
+            out.push(layout::GATE);
+            u16(out, input.0);
+            u16(out, output.0);
+        }
         Op::Attention {
             qkv,
             heads,
             head_dim,
             scale,
+            window,
+            bias,
             output,
         } => {
-            out.push(layout::ATTENTION);
+            out.push(match window {
+                None => layout::ATTENTION,
+                Some(_) => layout::WINDOW_ATTENTION,
+            });
             u16(out, qkv.0);
             size(out, "heads", heads)?;
             size(out, "channels of a head", head_dim)?;
             f32(out, scale);
+            if let Some(Window {
+                grid,
+                size: sides,
+                shift,
+            }) = window
+            {
+                for side in [grid, sides, shift].into_iter().flatten() {
+                    size(out, "side of a window", side)?;
+                }
+                u16(out, bias.map_or(NONE, |id| id.0));
+            }
             u16(out, output.0);
         }
         Op::SelectToken {
@@ -294,6 +336,34 @@ fn operation(out: &mut Vec<u8>, op: &Op) -> Result<(), WriteError> {
             out.push(layout::SELECT_TOKEN);
             u16(out, input.0);
             size(out, "token", token)?;
+            u16(out, output.0);
+        }
+        Op::Pool {
+            input,
+            first,
+            count,
+            pool,
+            output,
+        } => {
+            out.push(layout::POOL);
+            u16(out, input.0);
+            size(out, "first token", first)?;
+            size(out, "count of tokens", count)?;
+            out.push(match pool {
+                Pooling::Mean => layout::MEAN,
+                Pooling::Concat => layout::CONCAT,
+            });
+            u16(out, output.0);
+        }
+        Op::PatchMerge {
+            input,
+            grid: [height, width],
+            output,
+        } => {
+            out.push(layout::PATCH_MERGE);
+            u16(out, input.0);
+            size(out, "rows of a grid", height)?;
+            size(out, "columns of a grid", width)?;
             u16(out, output.0);
         }
     }
@@ -428,7 +498,7 @@ fn quant_section(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         }
     }
     size(&mut out, "softmax count", softmax.iter().flatten().count())?;
-    let features = check::features(&model.quantization);
+    let features = check::features(program, &model.quantization);
     let per_head = features & layout::FEATURE_SOFTMAX_PER_HEAD != 0;
     for (index, softmax) in softmax.iter().enumerate() {
         if let Some(softmax) = softmax {

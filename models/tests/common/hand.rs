@@ -300,6 +300,8 @@ impl Hand {
                 heads: 2,
                 head_dim: 1,
                 scale: 1.0,
+                window: None,
+                bias: None,
                 output,
             },
             Some(softmax),

@@ -182,7 +182,12 @@ impl Budget {
                         let qkv = input_bits(qkv);
                         macs / 2 * qkv * (qkv + codes)
                     }
-                    Op::LayerNorm { .. } | Op::SelectToken { .. } => 0,
+                    Op::LayerNorm { .. }
+                    | Op::HeadNorm { .. }
+                    | Op::Gate { .. }
+                    | Op::SelectToken { .. }
+                    | Op::Pool { .. }
+                    | Op::PatchMerge { .. } => 0,
                 }
             }
         }
@@ -202,7 +207,15 @@ impl Budget {
             (Budget::BitOperations(_), Op::Attention { qkv, .. }) => {
                 vec![Site::Output(writer(program, *qkv)), Site::Attention(op)]
             }
-            (Budget::BitOperations(_), Op::LayerNorm { .. } | Op::SelectToken { .. }) => Vec::new(),
+            (
+                Budget::BitOperations(_),
+                Op::LayerNorm { .. }
+                | Op::HeadNorm { .. }
+                | Op::Gate { .. }
+                | Op::SelectToken { .. }
+                | Op::Pool { .. }
+                | Op::PatchMerge { .. },
+            ) => Vec::new(),
         }
     }
 
@@ -767,7 +780,13 @@ impl<'a> Wave<'a> {
 fn touched(program: &Program, site: Site) -> Vec<TensorId> {
     let layer = |op: &Op| match *op {
         Op::PatchEmbed { weight, bias, .. } | Op::Linear { weight, bias, .. } => vec![weight, bias],
-        Op::LayerNorm { .. } | Op::Attention { .. } | Op::SelectToken { .. } => Vec::new(),
+        Op::LayerNorm { .. }
+        | Op::Attention { .. }
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => Vec::new(),
     };
     match site {
         Site::Weight(op) => layer(&program.ops[op]),
@@ -778,7 +797,11 @@ fn touched(program: &Program, site: Site) -> Vec<TensorId> {
                 Op::PatchEmbed { .. }
                 | Op::Linear { .. }
                 | Op::Attention { .. }
-                | Op::SelectToken { .. } => Vec::new(),
+                | Op::HeadNorm { .. }
+                | Op::Gate { .. }
+                | Op::SelectToken { .. }
+                | Op::Pool { .. }
+                | Op::PatchMerge { .. } => Vec::new(),
             };
             let readers = program.ops.iter();
             let readers = readers.filter(|op| op.inputs()[0] == Some(output));

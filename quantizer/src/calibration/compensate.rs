@@ -218,9 +218,13 @@ fn layers(program: &Program) -> Vec<Layer> {
         match writer.expect("a valid program writes what it reads") {
             Op::LayerNorm { .. } => LayerGroup::Normed,
             Op::Attention { .. } => LayerGroup::Projection,
-            Op::PatchEmbed { .. } | Op::Linear { .. } | Op::SelectToken { .. } => {
-                LayerGroup::Hidden
-            }
+            Op::PatchEmbed { .. }
+            | Op::Linear { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => LayerGroup::Hidden,
         }
     };
     let layer = |(index, op): (usize, &Op)| match *op {
@@ -243,7 +247,13 @@ fn layers(program: &Program) -> Vec<Layer> {
             bias,
             input: Some(input),
         }),
-        Op::LayerNorm { .. } | Op::Attention { .. } | Op::SelectToken { .. } => None,
+        Op::LayerNorm { .. }
+        | Op::Attention { .. }
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => None,
     };
     program.ops.iter().enumerate().filter_map(layer).collect()
 }

@@ -91,7 +91,7 @@ impl Hook for FakeQuant<'_> {
         let Some(quant) = &self.quantization.softmax[op] else {
             return false;
         };
-        let tokens = self.program.buffers[self.program.ops[op].output().index()].rows;
+        let tokens = scores.len().isqrt();
         self.octaves.resize(tokens, 0.0);
         for row in scores.chunks_exact_mut(tokens) {
             score_octaves(quant.kind, row, &mut self.octaves);

@@ -103,6 +103,52 @@ pub fn observe(
         .finish(done)
 }
 
+/// Which cells of an attention are sampled: all tokens, or some of its windows.
+struct Cells {
+    /// Tokens of the largest ones. Smaller ones, at the edges of a shifted grid,
+    /// are not sampled: their rows would have another length.
+    tokens: usize,
+    /// Every so many-th of the largest is sampled.
+    step: usize,
+    /// How many of the largest came so far.
+    seen: usize,
+}
+
+impl Cells {
+    /// Largest cells of a picture that are sampled, at most.
+    const MOST: usize = 4;
+
+    fn new(program: &Program, op: &Op) -> Self {
+        let (tokens, count) = match *op {
+            Op::Attention {
+                window: Some(window),
+                ..
+            } => {
+                let tokens = window.largest();
+                let largest = window.cells().filter(|cell| cell.tokens() == tokens);
+                (tokens, largest.count())
+            }
+            _ => (program.buffers[op.output().index()].rows, 1),
+        };
+        Cells {
+            tokens,
+            step: count.div_ceil(Self::MOST),
+            seen: 0,
+        }
+    }
+
+    /// Whether to sample the next cell, of so many tokens; heads come in order.
+    fn keep(&mut self, head: usize, tokens: usize, picture: usize) -> bool {
+        if tokens != self.tokens {
+            return false;
+        }
+        if head == 0 {
+            self.seen += 1;
+        }
+        (self.seen - 1) % self.step == picture % self.step
+    }
+}
+
 /// What is remembered of one picture, and of all once merged.
 struct Picture {
     settings: ObserveSettings,
@@ -110,8 +156,8 @@ struct Picture {
     buffers: Vec<Option<BufferStats>>,
     /// By operation: the samples of each slot.
     attention: Vec<Vec<Option<AttentionSamples>>>,
-    /// By operation: rows and columns of a row of probabilities.
-    tokens: Vec<usize>,
+    /// By operation.
+    cells: Vec<Cells>,
     patches: Vec<Option<Columns>>,
 }
 
@@ -126,17 +172,21 @@ impl Picture {
             Op::LayerNorm { .. }
             | Op::Linear { .. }
             | Op::Attention { .. }
-            | Op::SelectToken { .. } => None,
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => None,
         };
         Picture {
             settings: *settings,
             index,
             buffers: (0..coded.len()).map(stats).collect(),
             attention: vec![Vec::new(); program.ops.len()],
-            tokens: program
+            cells: program
                 .ops
                 .iter()
-                .map(|op| program.buffers[op.output().index()].rows)
+                .map(|op| Cells::new(program, op))
                 .collect(),
             patches: program.ops.iter().map(patches).collect(),
         }
@@ -226,7 +276,10 @@ impl Hook for Picture {
         let Some(slot) = slot(settings.seed, self.index, settings.attention_pictures) else {
             return;
         };
-        let tokens = self.tokens[op];
+        let tokens = probabilities.len().isqrt();
+        if !self.cells[op].keep(head, tokens, self.index) {
+            return;
+        }
         let draw = settings.seed ^ head as u64;
         let mut rows = spaced_rows(draw, self.index, tokens, settings.attention_rows);
         rows[0] = 0;
@@ -256,7 +309,11 @@ fn groups(program: &Program, id: usize) -> Vec<Range<usize>> {
         Op::PatchEmbed { .. }
         | Op::LayerNorm { .. }
         | Op::Linear { .. }
-        | Op::SelectToken { .. } => None,
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => None,
     });
     let width = head_dim.unwrap_or(cols);
     (0..cols / width)

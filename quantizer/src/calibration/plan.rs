@@ -328,17 +328,21 @@ impl Planner<'_> {
                 let channels = self.fit_channels(bits, stats, granularity, head_dim);
                 self.per_column(id, bits, stats, channels, None)
             }
-            Op::PatchEmbed { .. } | Op::Linear { .. } | Op::SelectToken { .. } => {
-                match self.program.heads(id) {
-                    Some((heads, head_dim)) => self.qkv(bits, stats, heads, head_dim),
-                    None => {
-                        let cols = stats.columns.cols();
-                        let channels = self.fit_channels(bits, stats, self.settings.hidden, cols);
-                        let levels = Levels::new(self.settings.hidden_code, bits);
-                        self.per_column(id, bits, stats, channels, levels)
-                    }
+            Op::PatchEmbed { .. }
+            | Op::Linear { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => match self.program.heads(id) {
+                Some((heads, head_dim)) => self.qkv(bits, stats, heads, head_dim),
+                None => {
+                    let cols = stats.columns.cols();
+                    let channels = self.fit_channels(bits, stats, self.settings.hidden, cols);
+                    let levels = Levels::new(self.settings.hidden_code, bits);
+                    self.per_column(id, bits, stats, channels, levels)
                 }
-            }
+            },
         };
         self.plan.notes[index].push(describe(&quant));
         self.plan.quantization.activations[id.index()] = Some(quant);
@@ -502,7 +506,13 @@ impl Planner<'_> {
                 input,
                 ..
             } => (weight, bias, Some(input)),
-            Op::LayerNorm { .. } | Op::Attention { .. } | Op::SelectToken { .. } => return,
+            Op::LayerNorm { .. }
+            | Op::Attention { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => return,
         };
         let moments = self.input_moments(index, input);
         let bits = self.settings.weight_width(self.program, index);
@@ -553,7 +563,11 @@ pub(crate) fn folded_weight(weight: &[f32], op: &Op, plan: &QuantPlan) -> Vec<f3
         Op::PatchEmbed { .. }
         | Op::LayerNorm { .. }
         | Op::Attention { .. }
-        | Op::SelectToken { .. } => None,
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => None,
     };
     let quant = input.and_then(|i| plan.quantization.activations[i.index()].as_ref());
     match quant.filter(|q| q.scale.len() > 1) {

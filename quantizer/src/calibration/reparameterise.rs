@@ -65,7 +65,11 @@ pub fn reparameterise(
             | Op::LayerNorm { .. }
             | Op::Linear { .. }
             | Op::Attention { .. }
-            | Op::SelectToken { .. } => {
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => {
                 let involved = reads || op.output() == buffer;
                 assert!(!involved, "{} cannot be re-parameterised", op.kind());
             }

@@ -42,7 +42,7 @@
 //! (Q q_i) . (Q k_j) = q_i . k_j                                 nothing to undo
 //! ```
 
-use tpvit_models::{Activation, BufferId, Op, Program, TensorId};
+use tpvit_models::{Activation, BufferId, Op, Pooling, Program, TensorId};
 
 use super::hadamard::{Orthogonal, Signs};
 use crate::weights::Weights;
@@ -185,8 +185,20 @@ impl<'a> Graph<'a> {
                 Op::Linear {
                     residual, output, ..
                 } => residual.map(|residual| (residual, output)),
-                Op::SelectToken { input, output, .. } => Some((input, output)),
-                Op::PatchEmbed { .. } | Op::LayerNorm { .. } | Op::Attention { .. } => None,
+                Op::SelectToken { input, output, .. }
+                | Op::Pool {
+                    input,
+                    output,
+                    pool: Pooling::Mean,
+                    ..
+                } => Some((input, output)),
+                Op::PatchEmbed { .. }
+                | Op::LayerNorm { .. }
+                | Op::HeadNorm { .. }
+                | Op::Gate { .. }
+                | Op::Attention { .. }
+                | Op::Pool { .. }
+                | Op::PatchMerge { .. } => None,
             };
             if let Some((a, b)) = joined {
                 let (a, b) = (group[a.index()], group[b.index()]);
@@ -261,10 +273,26 @@ impl<'a> Graph<'a> {
                         changed.extend([gamma, beta]);
                     }
                 }
+                Op::Pool {
+                    input,
+                    pool: Pooling::Concat,
+                    ..
+                }
+                | Op::PatchMerge { input, .. }
+                | Op::Gate { input, .. }
+                | Op::HeadNorm { input, .. }
+                    if has(input) =>
+                {
+                    return Err(self.blocked(input, "its channels do not stay together"));
+                }
                 Op::PatchEmbed { .. }
                 | Op::Linear { .. }
                 | Op::Attention { .. }
-                | Op::SelectToken { .. } => {}
+                | Op::HeadNorm { .. }
+                | Op::Gate { .. }
+                | Op::SelectToken { .. }
+                | Op::Pool { .. }
+                | Op::PatchMerge { .. } => {}
             }
         }
         let behind = stream.norms.iter().flat_map(|(_, readers)| readers);
@@ -299,7 +327,11 @@ impl<'a> Graph<'a> {
                 | Op::PatchEmbed { .. }
                 | Op::LayerNorm { .. }
                 | Op::Attention { .. }
-                | Op::SelectToken { .. } => false,
+                | Op::HeadNorm { .. }
+                | Op::Gate { .. }
+                | Op::SelectToken { .. }
+                | Op::Pool { .. }
+                | Op::PatchMerge { .. } => false,
             };
             if !linear {
                 return Err(self.blocked(qkv, "no plain linear layer writes it"));
@@ -334,7 +366,11 @@ impl<'a> Graph<'a> {
             Op::PatchEmbed { .. }
             | Op::LayerNorm { .. }
             | Op::Attention { .. }
-            | Op::SelectToken { .. } => false,
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => false,
         };
         match !readers.is_empty() && readers.iter().all(multiplies) {
             true => Ok(readers.clone()),
@@ -363,7 +399,11 @@ fn norm_input(op: &Op) -> Option<usize> {
         Op::PatchEmbed { .. }
         | Op::Linear { .. }
         | Op::Attention { .. }
-        | Op::SelectToken { .. } => None,
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => None,
     }
 }
 
@@ -374,7 +414,11 @@ fn parameters(program: &Program, op: usize) -> (TensorId, TensorId) {
         Op::PatchEmbed { .. }
         | Op::LayerNorm { .. }
         | Op::Attention { .. }
-        | Op::SelectToken { .. } => unreachable!("the graph was checked"),
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => unreachable!("the graph was checked"),
     }
 }
 

@@ -136,7 +136,11 @@ impl Peak {
             Op::PatchEmbed { .. }
             | Op::LayerNorm { .. }
             | Op::Attention { .. }
-            | Op::SelectToken { .. } => None,
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => None,
         });
         let (_, input, weight) = linear
             .max_by_key(|&(macs, _, _)| macs)

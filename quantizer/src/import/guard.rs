@@ -222,7 +222,10 @@ impl<'a> Rounding<'a> {
             Op::Attention { qkv, head_dim, .. } => {
                 (program.buffers[qkv.index()].rows + head_dim, of(qkv))
             }
-            Op::SelectToken { .. } => (0, 0.0),
+            Op::HeadNorm { head_dim, .. } => (head_dim, 0.0),
+            Op::Gate { .. } => (64, 0.0), // exp's own error, some 8 u
+            Op::Pool { input, count, .. } => (count, of(input)),
+            Op::SelectToken { .. } | Op::PatchMerge { .. } => (0, 0.0),
         }
     }
 }

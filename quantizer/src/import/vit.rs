@@ -332,6 +332,8 @@ impl<'r> Vit<'r, '_> {
             heads,
             head_dim,
             scale: scale as f32,
+            window: None,
+            bias: None,
             output,
         });
         let sum = self.linear(

@@ -104,6 +104,41 @@ vectorised! {
     }
 }
 
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    // exp2 is good for arguments of at most 0; the other half follows by symmetry.
+    let e = exp2(-x.abs() * LOG2_E);
+    let p = 1.0 / (1.0 + e);
+    if x < 0.0 { 1.0 - p } else { p }
+}
+
+vectorised! {
+    /// `y = silu(gate) * value`.
+    pub(super) fn gate(gate: &[f32], value: &[f32], y: &mut [f32]) {
+        for ((y, &g), v) in y.iter_mut().zip(gate).zip(value) {
+            *y = g * sigmoid(g) * v;
+        }
+    }
+}
+
+vectorised! {
+    /// Backward of [`gate`]: to `d_gate` and `d_value` is added what `dy` makes of them.
+    pub(super) fn gate_backward(
+        gate: &[f32],
+        value: &[f32],
+        dy: &[f32],
+        d_gate: &mut [f32],
+        d_value: &mut [f32],
+    ) {
+        for i in 0..dy.len() {
+            let (x, p) = (gate[i], sigmoid(gate[i]));
+            d_gate[i] += dy[i] * value[i] * (p + x * p * (1.0 - p));
+            d_value[i] += dy[i] * x * p;
+        }
+    }
+}
+
 /// `f32::clamp` without its check of the bounds, which keeps loops scalar.
 #[inline(always)]
 fn clamp(x: f32, [low, high]: [f32; 2]) -> f32 {

@@ -14,12 +14,15 @@
 use std::ops::Range;
 
 use tpvit_models::{
-    Activation, ActivationQuant, BufferId, Op, Program, SoftmaxKind, SoftmaxQuant, TensorId,
+    Activation, ActivationQuant, BufferId, Cell, Op, Pooling, Program, SoftmaxKind, SoftmaxQuant,
+    TensorId, Window,
 };
 
 use super::math::{self, AttentionCoder, Grid};
 use crate::calibration::mix;
-use crate::reference::{MatMut, MatRef, cut_patches, matmul};
+use crate::reference::{
+    MatMut, MatRef, add_bias, cut_patches, gather, matmul, merge_patches, scatter,
+};
 use crate::weights::Weights;
 
 /// The quantizer of a buffer, by column.
@@ -227,7 +230,8 @@ pub(super) struct Tape {
 #[derive(Default)]
 struct Saved {
     /// LayerNorm: the normalised input. Linear: before its activation.
-    /// Attention: float probabilities of all heads, `[heads, t, t]`.
+    /// HeadNorm: that of q, then of k. Attention: float probabilities of all
+    /// cells, `[heads, n, n]` each.
     main: Vec<f32>,
     /// LayerNorm: by row, the inverse deviation. Attention: the probabilities
     /// multiplied with v; empty where they are the float ones.
@@ -377,11 +381,70 @@ impl Network<'_> {
                     math::add(out, tape.value(residual));
                 }
             }
+            Op::HeadNorm {
+                input,
+                heads,
+                head_dim,
+                gamma,
+                beta,
+                eps,
+                ..
+            } => {
+                let d = heads * head_dim;
+                let x = tape.value(input);
+                saved.main.resize(x.len() / 3 * 2, 0.0);
+                saved.other.resize(x.len() / head_dim / 3 * 2, 0.0);
+                let parts = [gamma, beta].map(|id| self.tensor(id.index()).chunks_exact(head_dim));
+                let [mut gammas, mut betas] = parts;
+                let normed = saved.main.chunks_exact_mut(x.len() / 3);
+                let inverse = saved.other.chunks_exact_mut(x.len() / head_dim / 3);
+                for (part, (normed, inverse)) in normed.zip(inverse).enumerate() {
+                    let affine = [&mut gammas, &mut betas].map(|a| a.next().expect("q and k"));
+                    let columns = part * d..(part + 1) * d;
+                    let rows = x.chunks_exact(3 * d).zip(out.chunks_exact_mut(3 * d));
+                    let saved = normed
+                        .chunks_exact_mut(d)
+                        .zip(inverse.chunks_exact_mut(heads));
+                    for ((x, y), (normed, inverse)) in rows.zip(saved) {
+                        let (x, y) = (&x[columns.clone()], &mut y[columns.clone()]);
+                        math::layer_norm(x, affine, eps, normed, inverse, y);
+                    }
+                }
+                for (x, y) in x.chunks_exact(3 * d).zip(out.chunks_exact_mut(3 * d)) {
+                    y[2 * d..].copy_from_slice(&x[2 * d..]);
+                }
+            }
+            Op::Gate { input, output } => {
+                let h = program.buffers[output.index()].cols;
+                let x = tape.value(input);
+                for (x, y) in x.chunks_exact(2 * h).zip(out.chunks_exact_mut(h)) {
+                    math::gate(&x[..h], &x[h..], y);
+                }
+            }
             Op::Attention { .. } => self.attention(tape, index, saved, out),
             Op::SelectToken { input, token, .. } => {
                 let d = out.len();
                 out.copy_from_slice(&tape.value(input)[token * d..][..d]);
             }
+            Op::Pool {
+                input,
+                first,
+                count,
+                pool,
+                ..
+            } => {
+                let d = program.buffers[input.index()].cols;
+                let rows = &tape.value(input)[first * d..][..count * d];
+                match pool {
+                    Pooling::Concat => out.copy_from_slice(rows),
+                    Pooling::Mean => {
+                        out.fill(0.0);
+                        math::add_rows(out, rows);
+                        out.iter_mut().for_each(|y| *y /= count as f32);
+                    }
+                }
+            }
+            Op::PatchMerge { input, grid, .. } => merge_patches(tape.value(input), grid, out),
         }
     }
 
@@ -404,14 +467,48 @@ impl Network<'_> {
 
     fn attention(&self, tape: &Tape, index: usize, saved: &mut Saved, out: &mut [f32]) {
         let heads = Heads::new(self.program, index);
-        let (t, square) = (heads.t, heads.t * heads.t);
         let qkv = tape.value(heads.qkv);
-        saved.main.resize(heads.count * square, 0.0);
+        let quantized = !self.view.coders[index].is_empty();
+        saved.main.resize(heads.probabilities(), 0.0);
+        saved
+            .other
+            .resize(if quantized { heads.probabilities() } else { 0 }, 0.0);
+        let (mut main, mut other) = (&mut saved.main[..], &mut saved.other[..]);
+        let (mut rows, mut cell_out) = (Vec::new(), Vec::new());
+        for part in &heads.parts {
+            let (own, rest) = main.split_at_mut(heads.count * part.tokens().pow(2));
+            let (own_codes, rest_codes) = other.split_at_mut(if quantized { own.len() } else { 0 });
+            (main, other) = (rest, rest_codes);
+            match part {
+                Part::All { .. } => self.heads(&heads, part, index, qkv, [own, own_codes], out),
+                Part::Cell(window, cell) => {
+                    let d = heads.width();
+                    gather(window, cell, qkv, 3 * d, &mut rows);
+                    cell_out.resize(cell.tokens() * d, 0.0);
+                    self.heads(&heads, part, index, &rows, [own, own_codes], &mut cell_out);
+                    let put = |to: &mut [f32], from: &[f32]| to.copy_from_slice(from);
+                    scatter(window, cell, &cell_out, d, out, put);
+                }
+            }
+        }
+    }
+
+    /// Attention of tokens that all see each other.
+    fn heads(
+        &self,
+        heads: &Heads,
+        part: &Part,
+        index: usize,
+        qkv: &[f32],
+        [main, other]: [&mut [f32]; 2],
+        out: &mut [f32],
+    ) {
+        let t = part.tokens();
+        let square = t * t;
         let coders = &self.view.coders[index]; // as many as heads, or none
-        saved.other.resize(coders.len() * square, 0.0);
         for head in 0..heads.count {
-            let scores = &mut saved.main[head * square..][..square];
-            let (q, k) = (heads.part(qkv, 0, head), heads.part(qkv, 1, head));
+            let scores = &mut main[head * square..][..square];
+            let [q, k, v] = [0, 1, 2].map(|which| heads.part(qkv, t, which, head));
             matmul(
                 heads.scale,
                 q,
@@ -419,18 +516,19 @@ impl Network<'_> {
                 0.0,
                 MatMut::dense(scores, t, t),
             );
+            if let (Part::Cell(window, cell), Some(bias)) = (part, heads.bias) {
+                let len = window.bias_len();
+                let bias = &self.tensor(bias.index())[head * len..][..len];
+                add_bias(window, cell, bias, scores);
+            }
             if let Some(coder) = coders.get(head) {
-                let coded = &mut saved.other[head * square..][..square];
+                let coded = &mut other[head * square..][..square];
                 math::attention_codes(coder, scores, t, coded);
             }
             math::softmax(scores, t);
-            let used = match coders.is_empty() {
-                true => &saved.main,
-                false => &saved.other,
-            };
+            let used = if coders.is_empty() { &*main } else { &*other };
             let p = MatRef::dense(&used[head * square..][..square], t, t);
-            let v = heads.part(qkv, 2, head);
-            matmul(1.0, p, v, 0.0, heads.output(out, head));
+            matmul(1.0, p, v, 0.0, heads.output(out, t, head));
         }
     }
 
@@ -552,10 +650,62 @@ impl Network<'_> {
                 let dx = MatMut::dense(&mut tape.grad[input.index()], rows, k);
                 matmul(1.0, dy, weight, 1.0, dx);
             }
-            Op::Attention { .. } => self.attention_backward(tape, index, grad),
+            Op::HeadNorm {
+                input,
+                heads,
+                head_dim,
+                gamma,
+                beta,
+                ..
+            } => {
+                let shape = [heads, head_dim];
+                self.head_norm_backward(tape, index, (input, shape, [gamma, beta]), grad, grads);
+            }
+            Op::Gate { input, output } => {
+                let h = self.program.buffers[output.index()].cols;
+                let mut to = std::mem::take(&mut tape.grad[input.index()]);
+                let rows = tape.value(input).chunks_exact(2 * h);
+                let rows = rows.zip(to.chunks_exact_mut(2 * h));
+                for ((x, dx), dy) in rows.zip(grad.chunks_exact(h)) {
+                    let (d_gate, d_value) = dx.split_at_mut(h);
+                    math::gate_backward(&x[..h], &x[h..], dy, d_gate, d_value);
+                }
+                tape.grad[input.index()] = to;
+            }
+            Op::Attention { .. } => self.attention_backward(tape, index, grad, grads),
             Op::SelectToken { input, token, .. } => {
                 let d = grad.len();
                 math::add(&mut tape.grad[input.index()][token * d..][..d], grad);
+            }
+            Op::Pool {
+                input,
+                first,
+                count,
+                pool,
+                ..
+            } => {
+                let d = self.program.buffers[input.index()].cols;
+                let to = &mut tape.grad[input.index()][first * d..][..count * d];
+                match pool {
+                    Pooling::Concat => math::add(to, grad),
+                    Pooling::Mean => {
+                        grad.iter_mut().for_each(|g| *g /= count as f32);
+                        to.chunks_exact_mut(d).for_each(|row| math::add(row, grad));
+                    }
+                }
+            }
+            Op::PatchMerge { input, grid, .. } => {
+                let [height, width] = grid;
+                let d = grad.len() / (height * width);
+                let to = &mut tape.grad[input.index()];
+                let squares =
+                    (0..height / 2).flat_map(|y| (0..width / 2).map(move |x| (2 * y, 2 * x)));
+                for ((y, x), grad) in squares.zip(grad.chunks_exact(4 * d)) {
+                    let corners = [(y, x), (y + 1, x), (y, x + 1), (y + 1, x + 1)];
+                    for ((y, x), grad) in corners.into_iter().zip(grad.chunks_exact(d)) {
+                        math::add(&mut to[(y * width + x) * d..][..d], grad);
+                    }
+                }
             }
         }
     }
@@ -583,44 +733,142 @@ impl Network<'_> {
         matmul(1.0, dy, x, 1.0, MatMut::dense(sums, n, k));
     }
 
-    fn attention_backward(&self, tape: &mut Tape, index: usize, grad: &mut [f32]) {
+    fn head_norm_backward(
+        &self,
+        tape: &mut Tape,
+        index: usize,
+        (input, [heads, head_dim], affine): (BufferId, [usize; 2], [TensorId; 2]),
+        grad: &mut [f32],
+        grads: &mut Grads,
+    ) {
+        let d = heads * head_dim;
+        let saved = &tape.ops[index];
+        let gamma = self.tensor(affine[0].index());
+        let mut sums = affine.map(|id| {
+            let mut sums = std::mem::take(&mut grads.tensors[id.index()]);
+            let frozen = sums.is_empty();
+            sums.resize(gamma.len(), 0.0);
+            (id.index(), frozen, sums)
+        });
+        let normed = saved.main.chunks_exact(saved.main.len() / 2);
+        let inverse = saved.other.chunks_exact(saved.other.len() / 2);
+        for (part, (normed, inverse)) in normed.zip(inverse).enumerate() {
+            let own = part * head_dim..(part + 1) * head_dim;
+            let rows = grad.chunks_exact_mut(3 * d);
+            let saved = normed.chunks_exact(d).zip(inverse.chunks_exact(heads));
+            for (grad, (normed, inverse)) in rows.zip(saved) {
+                let [g, b] = &mut sums;
+                let sums = [&mut g.2[own.clone()], &mut b.2[own.clone()]];
+                let grad = &mut grad[part * d..(part + 1) * d];
+                math::layer_norm_backward(normed, inverse, &gamma[own.clone()], grad, sums);
+            }
+        }
+        for (id, frozen, sums) in sums {
+            if !frozen {
+                grads.tensors[id] = sums;
+            }
+        }
+        math::add(&mut tape.grad[input.index()], grad);
+    }
+
+    fn attention_backward(
+        &self,
+        tape: &mut Tape,
+        index: usize,
+        grad: &mut [f32],
+        grads: &mut Grads,
+    ) {
         let heads = Heads::new(self.program, index);
-        let (t, square) = (heads.t, heads.t * heads.t);
         let mut to = std::mem::take(&mut tape.grad[heads.qkv.index()]);
         let mut scratch = std::mem::take(&mut tape.scratch);
-        scratch.resize(square, 0.0);
-        let scratch = &mut scratch[..square];
         let qkv = tape.value(heads.qkv);
         let saved = &tape.ops[index];
         let used = match self.view.coders[index].is_empty() {
             true => &saved.main,
             false => &saved.other,
         };
+        let mut first = 0;
+        let (mut rows, mut cell_grad, mut cell_to) = (Vec::new(), Vec::new(), Vec::new());
+        for part in &heads.parts {
+            let len = heads.count * part.tokens().pow(2);
+            let own = [&saved.main[first..][..len], &used[first..][..len]];
+            first += len;
+            match part {
+                Part::All { .. } => {
+                    self.heads_backward(
+                        &heads,
+                        part,
+                        [qkv, grad],
+                        own,
+                        &mut scratch,
+                        &mut to,
+                        grads,
+                    );
+                }
+                Part::Cell(window, cell) => {
+                    let d = heads.width();
+                    gather(window, cell, qkv, 3 * d, &mut rows);
+                    gather(window, cell, grad, d, &mut cell_grad);
+                    cell_to.clear();
+                    cell_to.resize(rows.len(), 0.0);
+                    let inputs = [&rows[..], &cell_grad];
+                    self.heads_backward(
+                        &heads,
+                        part,
+                        inputs,
+                        own,
+                        &mut scratch,
+                        &mut cell_to,
+                        grads,
+                    );
+                    scatter(window, cell, &cell_to, 3 * d, &mut to, math::add);
+                }
+            }
+        }
+        tape.scratch = scratch;
+        tape.grad[heads.qkv.index()] = to;
+    }
+
+    /// Backward of [`heads`](Self::heads); `main` are the float probabilities,
+    /// `used` those multiplied with v.
+    #[expect(clippy::too_many_arguments, reason = "what one cell has of each")]
+    fn heads_backward(
+        &self,
+        heads: &Heads,
+        part: &Part,
+        [qkv, grad]: [&[f32]; 2],
+        [main, used]: [&[f32]; 2],
+        scratch: &mut Vec<f32>,
+        to: &mut [f32],
+        grads: &mut Grads,
+    ) {
+        let t = part.tokens();
+        let square = t * t;
+        scratch.resize(square, 0.0);
+        let scratch = &mut scratch[..square];
         for head in 0..heads.count {
             let dy = MatRef::strided(&grad[head * heads.dim..], t, heads.dim, heads.width());
             let p = MatRef::dense(&used[head * square..][..square], t, t);
-            matmul(
-                1.0,
-                p.transpose(),
-                dy,
-                1.0,
-                heads.part_mut(&mut to, 2, head),
-            );
-            let v = heads.part(qkv, 2, head);
+            matmul(1.0, p.transpose(), dy, 1.0, heads.part_mut(to, t, 2, head));
+            let v = heads.part(qkv, t, 2, head);
             matmul(1.0, dy, v.transpose(), 0.0, MatMut::dense(scratch, t, t));
-            math::softmax_backward(&saved.main[head * square..][..square], t, scratch);
+            math::softmax_backward(&main[head * square..][..square], t, scratch);
+            if let (Part::Cell(window, cell), Some(bias)) = (part, heads.bias) {
+                let sums = &mut grads.tensors[bias.index()];
+                if !sums.is_empty() {
+                    let len = window.bias_len();
+                    let sums = &mut sums[head * len..][..len];
+                    for (i, ds) in scratch.iter().enumerate() {
+                        sums[window.bias_index(cell, i / t, i % t)] += ds;
+                    }
+                }
+            }
             let ds = MatRef::dense(scratch, t, t);
-            let (q, k) = (heads.part(qkv, 0, head), heads.part(qkv, 1, head));
-            matmul(heads.scale, ds, k, 1.0, heads.part_mut(&mut to, 0, head));
-            matmul(
-                heads.scale,
-                ds.transpose(),
-                q,
-                1.0,
-                heads.part_mut(&mut to, 1, head),
-            );
+            let [q, k] = [0, 1].map(|which| heads.part(qkv, t, which, head));
+            matmul(heads.scale, ds, k, 1.0, heads.part_mut(to, t, 0, head));
+            let ds = ds.transpose();
+            matmul(heads.scale, ds, q, 1.0, heads.part_mut(to, t, 1, head));
         }
-        tape.grad[heads.qkv.index()] = to;
     }
 }
 
@@ -629,8 +877,25 @@ struct Heads {
     qkv: BufferId,
     count: usize,
     dim: usize,
-    t: usize,
     scale: f32,
+    bias: Option<TensorId>,
+    /// Tokens that see each other.
+    parts: Vec<Part>,
+}
+
+/// Tokens that see each other.
+enum Part {
+    All { tokens: usize },
+    Cell(Window, Cell),
+}
+
+impl Part {
+    fn tokens(&self) -> usize {
+        match self {
+            Part::All { tokens } => *tokens,
+            Part::Cell(_, cell) => cell.tokens(),
+        }
+    }
 }
 
 impl Heads {
@@ -640,18 +905,35 @@ impl Heads {
             heads,
             head_dim,
             scale,
+            window,
+            bias,
             ..
         } = program.ops[index]
         else {
             unreachable!("only called for attention");
         };
+        let tokens = program.buffers[qkv.index()].rows;
+        let parts = match window {
+            None => vec![Part::All { tokens }],
+            Some(window) => window
+                .cells()
+                .map(|cell| Part::Cell(window, cell))
+                .collect(),
+        };
         Heads {
             qkv,
             count: heads,
             dim: head_dim,
-            t: program.buffers[qkv.index()].rows,
             scale,
+            bias,
+            parts,
         }
+    }
+
+    /// Probabilities of all parts and heads.
+    fn probabilities(&self) -> usize {
+        let squares = self.parts.iter().map(|part| part.tokens().pow(2));
+        self.count * squares.sum::<usize>()
     }
 
     /// Columns of q, of k, and of v.
@@ -660,24 +942,24 @@ impl Heads {
     }
 
     /// q (`which = 0`), k or v of a head, `[t, dim]`.
-    fn part<'a>(&self, qkv: &'a [f32], which: usize, head: usize) -> MatRef<'a> {
+    fn part<'a>(&self, qkv: &'a [f32], t: usize, which: usize, head: usize) -> MatRef<'a> {
         let first = which * self.width() + head * self.dim;
-        MatRef::strided(&qkv[first..], self.t, self.dim, 3 * self.width())
+        MatRef::strided(&qkv[first..], t, self.dim, 3 * self.width())
     }
 
-    fn part_mut<'a>(&self, qkv: &'a mut [f32], which: usize, head: usize) -> MatMut<'a> {
+    fn part_mut<'a>(&self, qkv: &'a mut [f32], t: usize, which: usize, head: usize) -> MatMut<'a> {
         MatMut {
             data: &mut qkv[which * self.width() + head * self.dim..],
-            rows: self.t,
+            rows: t,
             cols: self.dim,
             row_stride: 3 * self.width(),
         }
     }
 
-    fn output<'a>(&self, out: &'a mut [f32], head: usize) -> MatMut<'a> {
+    fn output<'a>(&self, out: &'a mut [f32], t: usize, head: usize) -> MatMut<'a> {
         MatMut {
             data: &mut out[head * self.dim..],
-            rows: self.t,
+            rows: t,
             cols: self.dim,
             row_stride: self.width(),
         }

@@ -1,9 +1,10 @@
 //! Runs a [`Program`] on one picture, in f32.
 
+use super::cells::{add_bias, gather, scatter};
 use super::gelu::gelu;
 use super::matmul::{MatMut, MatRef, matmul};
 use crate::weights::Weights;
-use tpvit_models::{Activation, BufferId, Op, Program, TensorId};
+use tpvit_models::{Activation, BufferId, Cell, Op, Pooling, Program, TensorId, Window};
 
 /// Looks at, or changes, values while an [`Executor`] runs.
 ///
@@ -15,15 +16,16 @@ pub trait Hook {
         let _ = (op, id, values);
     }
 
-    /// Scores of one head before softmax, already times the attention scale,
-    /// `[t, t]`. Returns true if it replaced them by probabilities itself;
+    /// Scores of one head before softmax, already times the attention scale and
+    /// with their bias, `[t, t]`; of one cell after the other, `t` its tokens,
+    /// where attention has a window. Returns true if it replaced them by probabilities itself;
     /// then softmax is skipped, and [`Hook::probabilities`] with it.
     fn scores(&mut self, op: usize, head: usize, scores: &mut [f32]) -> bool {
         let _ = (op, head, scores);
         false
     }
 
-    /// Probabilities of one head after softmax, `[t, t]`; may be replaced.
+    /// Probabilities of one head (and cell) after softmax, `[t, t]`; may be replaced.
     /// `values` is v of that head, `[t, head_dim]`.
     fn probabilities(&mut self, op: usize, head: usize, probabilities: &mut [f32], values: &[f32]) {
         let _ = (op, head, probabilities, values);
@@ -40,6 +42,8 @@ pub struct Executor<'a> {
     patches: Vec<f32>,     // [patches, patch_h * patch_w * 3]
     scores: Vec<f32>,      // [t, t], of one head
     head_values: Vec<f32>, // [t, head_dim], v of one head
+    cell_qkv: Vec<f32>,    // [n, 3 * d], of one cell
+    cell_out: Vec<f32>,    // [n, d]
 }
 
 impl<'a> Executor<'a> {
@@ -77,6 +81,8 @@ impl<'a> Executor<'a> {
             patches: Vec::new(),
             scores: Vec::new(),
             head_values: Vec::new(),
+            cell_qkv: Vec::new(),
+            cell_out: Vec::new(),
         }
     }
 
@@ -160,10 +166,41 @@ impl<'a> Executor<'a> {
                 }
             }
             Op::Attention { .. } => self.attention(index, op, out, hook),
+            Op::HeadNorm {
+                input,
+                heads,
+                head_dim,
+                gamma,
+                beta,
+                eps,
+                ..
+            } => {
+                let affine = [self.tensor(gamma), self.tensor(beta)];
+                head_norm(self.buffer(input), [heads, head_dim], affine, eps, out);
+            }
+            Op::Gate { input, output } => {
+                let h = self.program.buffers[output.index()].cols;
+                gate(self.buffer(input), h, out);
+            }
             Op::SelectToken { input, token, .. } => {
                 let d = out.len();
                 out.copy_from_slice(&self.buffer(input)[token * d..][..d]);
             }
+            Op::Pool {
+                input,
+                first,
+                count,
+                pool,
+                ..
+            } => {
+                let d = self.program.buffers[input.index()].cols;
+                let rows = &self.buffer(input)[first * d..][..count * d];
+                match pool {
+                    Pooling::Mean => mean(rows, out),
+                    Pooling::Concat => out.copy_from_slice(rows),
+                }
+            }
+            Op::PatchMerge { input, grid, .. } => merge_patches(self.buffer(input), grid, out),
         }
     }
 
@@ -210,6 +247,51 @@ impl<'a> Executor<'a> {
             qkv,
             heads,
             head_dim,
+            window,
+            bias,
+            ..
+        } = *op
+        else {
+            unreachable!("only called for attention");
+        };
+        let d = heads * head_dim;
+        let qkv = std::mem::take(&mut self.buffers[qkv.index()]);
+        match window {
+            None => self.heads(index, op, &qkv, None, out, hook),
+            Some(window) => {
+                let mut cell_qkv = std::mem::take(&mut self.cell_qkv);
+                let mut cell_out = std::mem::take(&mut self.cell_out);
+                for cell in window.cells() {
+                    gather(&window, &cell, &qkv, 3 * d, &mut cell_qkv);
+                    cell_out.resize(cell.tokens() * d, 0.0);
+                    let bias = bias.map(|id| (window, cell, self.tensor(id)));
+                    self.heads(index, op, &cell_qkv, bias, &mut cell_out, hook);
+                    let put = |to: &mut [f32], from: &[f32]| to.copy_from_slice(from);
+                    scatter(&window, &cell, &cell_out, d, out, put);
+                }
+                (self.cell_qkv, self.cell_out) = (cell_qkv, cell_out);
+            }
+        }
+        let Op::Attention { qkv: id, .. } = *op else {
+            unreachable!("only called for attention");
+        };
+        self.buffers[id.index()] = qkv;
+    }
+
+    /// Attention of tokens that all see each other: `qkv` is `[t, 3 * d]`, `out`
+    /// `[t, d]`. The bias is that of all heads.
+    fn heads(
+        &mut self,
+        index: usize,
+        op: &Op,
+        qkv: &[f32],
+        bias: Option<(Window, Cell, &[f32])>,
+        out: &mut [f32],
+        hook: &mut dyn Hook,
+    ) {
+        let Op::Attention {
+            heads,
+            head_dim,
             scale,
             ..
         } = *op
@@ -217,10 +299,9 @@ impl<'a> Executor<'a> {
             unreachable!("only called for attention");
         };
         let d = heads * head_dim;
-        let t = self.program.buffers[qkv.index()].rows;
+        let t = qkv.len() / (3 * d);
         self.scores.resize(t * t, 0.0);
         self.head_values.resize(t * head_dim, 0.0);
-        let qkv = &self.buffers[qkv.index()];
         let (scores, values) = (&mut self.scores[..], &mut self.head_values[..]);
         for head in 0..heads {
             let part = |p: usize| {
@@ -229,6 +310,10 @@ impl<'a> Executor<'a> {
             };
             let square = MatMut::dense(scores, t, t);
             matmul(scale, part(0), part(1).transpose(), 0.0, square); // scale * q * k^T
+            if let Some((window, cell, bias)) = &bias {
+                let len = window.bias_len();
+                add_bias(window, cell, &bias[head * len..][..len], scores);
+            }
             for (to, from) in values
                 .chunks_exact_mut(head_dim)
                 .zip(qkv[2 * d + head * head_dim..].chunks(3 * d))
@@ -288,6 +373,65 @@ fn layer_norm(input: &[f32], gamma: &[f32], beta: &[f32], eps: f32, out: &mut [f
         for (i, y) in y.iter_mut().enumerate() {
             let normed = ((f64::from(x[i]) - mean) * inverse) as f32;
             *y = normed * gamma[i] + beta[i];
+        }
+    }
+}
+
+/// LayerNorm of q and of k within each head; v is copied. Gains and shifts are
+/// `[2, head_dim]`.
+fn head_norm(
+    input: &[f32],
+    [heads, head_dim]: [usize; 2],
+    [gamma, beta]: [&[f32]; 2],
+    eps: f32,
+    out: &mut [f32],
+) {
+    let d = heads * head_dim;
+    for (x, y) in input.chunks_exact(3 * d).zip(out.chunks_exact_mut(3 * d)) {
+        for part in 0..2 {
+            let columns = part * d..(part + 1) * d;
+            let affine = part * head_dim..(part + 1) * head_dim;
+            let (gamma, beta) = (&gamma[affine.clone()], &beta[affine]);
+            layer_norm(&x[columns.clone()], gamma, beta, eps, &mut y[columns]);
+        }
+        y[2 * d..].copy_from_slice(&x[2 * d..]);
+    }
+}
+
+/// `out = silu(input[:, ..h]) * input[:, h..]`.
+fn gate(input: &[f32], h: usize, out: &mut [f32]) {
+    for (x, y) in input.chunks_exact(2 * h).zip(out.chunks_exact_mut(h)) {
+        let (gates, values) = x.split_at(h);
+        for ((y, g), v) in y.iter_mut().zip(gates).zip(values) {
+            *y = silu(*g) * v;
+        }
+    }
+}
+
+/// `x * sigmoid(x)`.
+pub(crate) fn silu(x: f32) -> f32 {
+    let x = f64::from(x);
+    (x / (1.0 + (-x).exp())) as f32
+}
+
+/// The mean of the rows, summed in f64.
+fn mean(rows: &[f32], out: &mut [f32]) {
+    let d = out.len();
+    let count = (rows.len() / d) as f64;
+    for (c, y) in out.iter_mut().enumerate() {
+        let sum: f64 = rows.chunks_exact(d).map(|row| f64::from(row[c])).sum();
+        *y = (sum / count) as f32;
+    }
+}
+
+/// The four tokens of each square side by side, as [`Op::PatchMerge`] has them.
+pub(crate) fn merge_patches(input: &[f32], [height, width]: [usize; 2], out: &mut [f32]) {
+    let d = input.len() / (height * width);
+    let squares = (0..height / 2).flat_map(|y| (0..width / 2).map(move |x| (2 * y, 2 * x)));
+    for ((y, x), out) in squares.zip(out.chunks_exact_mut(4 * d)) {
+        let corners = [(y, x), (y + 1, x), (y, x + 1), (y + 1, x + 1)];
+        for ((y, x), out) in corners.into_iter().zip(out.chunks_exact_mut(d)) {
+            out.copy_from_slice(&input[(y * width + x) * d..][..d]);
         }
     }
 }

@@ -10,6 +10,7 @@
 //! - [`run_many`]: many pictures on all threads, results in picture order.
 
 mod batch;
+mod cells;
 mod executor;
 mod gelu;
 mod matmul;
@@ -17,7 +18,8 @@ mod matmul;
 mod tests;
 
 pub use batch::run_many;
-pub(crate) use executor::cut_patches;
+pub(crate) use cells::{add_bias, gather, scatter};
 pub use executor::{Executor, Hook};
+pub(crate) use executor::{cut_patches, merge_patches};
 pub use gelu::{erf, gelu};
 pub use matmul::{MatMut, MatRef, matmul};

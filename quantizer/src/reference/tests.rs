@@ -87,6 +87,8 @@ fn tiny() -> (Program, Weights) {
             heads: HEADS,
             head_dim: D / HEADS,
             scale: 0.6,
+            window: None,
+            bias: None,
             output: b(3),
         },
         apply(linear[1], 3, Activation::Identity, Some(b(0)), 4),

@@ -1,235 +1,10 @@
-//! A model as data: a short list of coarse operations over numbered buffers.
-//!
-//! A [`Program`] says what is computed, never how precisely: the f32 executor
-//! and the integer runtime run the same one. How each buffer and weight is
-//! quantized stands beside it, in [`crate::quant`].
-//!
-//! Buffers are written once (static single assignment), in the order of
-//! [`Program::ops`]. Each is a row-major matrix `[rows, cols]`, one row per
-//! token. A buffer that only integer operations read (the input of a
-//! [`Op::Linear`], the `qkv` of an [`Op::Attention`]) is *coded*: in a
-//! quantized model it holds integer codes. Every other buffer holds f32.
+//! What a program must satisfy to be run.
 
-use alloc::string::String;
-use alloc::vec;
-use alloc::vec::Vec;
 use core::fmt;
-use core::ops::Range;
 
-/// Number of a buffer: an index into [`Program::buffers`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BufferId(pub u16);
+use alloc::vec;
 
-/// Number of a tensor: an index into [`Program::tensors`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TensorId(pub u16);
-
-impl BufferId {
-    /// The index this number stands for.
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-impl TensorId {
-    /// The index this number stands for.
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-/// A matrix of values that an operation writes and later ones read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Canonical name, such as `blocks.3.norm1`.
-    pub name: String,
-    /// Tokens.
-    pub rows: usize,
-    /// Channels.
-    pub cols: usize,
-}
-
-/// What a tensor is for, which decides how it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TensorRole {
-    /// The weight of a matrix product, `[outputs, inputs]`; quantized.
-    Weight,
-    /// Biases, LayerNorm gains, embeddings; always f32.
-    Float,
-}
-
-/// Name and shape of a constant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Canonical name, such as `blocks.3.mlp.fc1.weight`.
-    pub name: String,
-    /// What it is for.
-    pub role: TensorRole,
-    /// Rows; 1 for a vector.
-    pub rows: usize,
-    /// Columns; the length of a vector.
-    pub cols: usize,
-}
-
-/// What a linear layer does to its sum before storing it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    Identity,
-    /// `x * Phi(x)`, the exact (erf) form.
-    Gelu,
-}
-
-/// One operation. Shapes use `t` tokens, `d` channels.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Op {
-    /// Cuts the picture into patches and projects each.
-    ///
-    /// `output[p + g, :] = weight * patch_g + bias + position[g]` for the
-    /// `g`-th patch in row-major order, after the `p` rows of `prefix`, which
-    /// are copied as they are (the class token with its position already added,
-    /// registers). A patch is flattened as `(y, x, channel)`.
-    PatchEmbed {
-        /// Patch height and width in pixels; also the stride.
-        patch: [usize; 2],
-        /// `[d, patch_h * patch_w * 3]`.
-        weight: TensorId,
-        /// `[d]`.
-        bias: TensorId,
-        /// `[p, d]`, rows put before the patches.
-        prefix: Option<TensorId>,
-        /// `[patches, d]`.
-        position: Option<TensorId>,
-        /// `[p + patches, d]`.
-        output: BufferId,
-    },
-    /// `output = (input - mean) / sqrt(var + eps) * gamma + beta`, per row.
-    LayerNorm {
-        /// `[t, d]`.
-        input: BufferId,
-        /// `[d]`.
-        gamma: TensorId,
-        /// `[d]`.
-        beta: TensorId,
-        /// Added to the variance; positive.
-        eps: f32,
-        /// `[t, d]`.
-        output: BufferId,
-    },
-    /// `output = activation(input * weight^T + bias) + residual`.
-    Linear {
-        /// `[t, k]`, coded.
-        input: BufferId,
-        /// `[n, k]`.
-        weight: TensorId,
-        /// `[n]`.
-        bias: TensorId,
-        /// Applied before the residual is added.
-        activation: Activation,
-        /// `[t, n]`, not coded.
-        residual: Option<BufferId>,
-        /// `[t, n]`.
-        output: BufferId,
-    },
-    /// Multi-head self-attention without its projections: per head,
-    /// `softmax(scale * q * k^T) * v`.
-    Attention {
-        /// `[t, 3 * heads * head_dim]`, coded: all of q, then k, then v;
-        /// within each, head after head.
-        qkv: BufferId,
-        /// Number of heads.
-        heads: usize,
-        /// Channels of a head.
-        head_dim: usize,
-        /// Multiplies the scores, usually `1 / sqrt(head_dim)`.
-        scale: f32,
-        /// `[t, heads * head_dim]`.
-        output: BufferId,
-    },
-    /// Copies one row: the class token that a classifier looks at.
-    SelectToken {
-        /// `[t, d]`, not coded.
-        input: BufferId,
-        /// The row.
-        token: usize,
-        /// `[1, d]`.
-        output: BufferId,
-    },
-}
-
-impl Op {
-    /// The buffer the operation writes.
-    pub fn output(&self) -> BufferId {
-        match *self {
-            Op::PatchEmbed { output, .. }
-            | Op::LayerNorm { output, .. }
-            | Op::Linear { output, .. }
-            | Op::Attention { output, .. }
-            | Op::SelectToken { output, .. } => output,
-        }
-    }
-
-    /// The buffers the operation reads; the second is a residual.
-    pub fn inputs(&self) -> [Option<BufferId>; 2] {
-        match *self {
-            Op::PatchEmbed { .. } => [None, None],
-            Op::LayerNorm { input, .. } | Op::SelectToken { input, .. } => [Some(input), None],
-            Op::Linear {
-                input, residual, ..
-            } => [Some(input), residual],
-            Op::Attention { qkv, .. } => [Some(qkv), None],
-        }
-    }
-
-    /// The weight of a matrix product, where the operation has one.
-    pub fn weight(&self) -> Option<TensorId> {
-        match *self {
-            Op::PatchEmbed { weight, .. } | Op::Linear { weight, .. } => Some(weight),
-            Op::LayerNorm { .. } | Op::Attention { .. } | Op::SelectToken { .. } => None,
-        }
-    }
-
-    /// The tensors the operation reads, in the order of its fields.
-    pub fn tensors(&self) -> impl Iterator<Item = TensorId> + use<> {
-        let all = match *self {
-            Op::PatchEmbed {
-                weight,
-                bias,
-                prefix,
-                position,
-                ..
-            } => [Some(weight), Some(bias), prefix, position],
-            Op::LayerNorm { gamma, beta, .. } => [Some(gamma), Some(beta), None, None],
-            Op::Linear { weight, bias, .. } => [Some(weight), Some(bias), None, None],
-            Op::Attention { .. } | Op::SelectToken { .. } => [None; 4],
-        };
-        all.into_iter().flatten()
-    }
-
-    /// What the operation is called in reports.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Op::PatchEmbed { .. } => "patch-embed",
-            Op::LayerNorm { .. } => "layer-norm",
-            Op::Linear { .. } => "linear",
-            Op::Attention { .. } => "attention",
-            Op::SelectToken { .. } => "select-token",
-        }
-    }
-}
-
-/// What is computed: operations over buffers and tensors.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Program {
-    /// Height and width of the picture in pixels; it has 3 channels.
-    pub image: [usize; 2],
-    /// The buffers, by [`BufferId`].
-    pub buffers: Vec<Buffer>,
-    /// The constants, by [`TensorId`].
-    pub tensors: Vec<TensorInfo>,
-    /// In order of execution; the last one writes the logits, `[1, classes]`.
-    pub ops: Vec<Op>,
-}
+use super::{BufferId, Op, Pooling, Program, TensorId, TensorRole, Window};
 
 /// Why a program cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -358,127 +133,6 @@ impl fmt::Display for ProgramError {
 impl core::error::Error for ProgramError {}
 
 impl Program {
-    /// The number of classes: columns of the last buffer written.
-    pub fn classes(&self) -> usize {
-        self.ops
-            .last()
-            .map_or(0, |op| self.buffers[op.output().index()].cols)
-    }
-
-    /// For each buffer, whether it holds integer codes in a quantized model:
-    /// true when an integer operation reads it.
-    ///
-    /// The program must be valid.
-    pub fn coded(&self) -> Vec<bool> {
-        let mut coded = vec![false; self.buffers.len()];
-        for op in &self.ops {
-            match *op {
-                Op::Linear { input, .. } => coded[input.index()] = true,
-                Op::Attention { qkv, .. } => coded[qkv.index()] = true,
-                Op::PatchEmbed { .. } | Op::LayerNorm { .. } | Op::SelectToken { .. } => {}
-            }
-        }
-        coded
-    }
-
-    /// By operation: the rows of its output that anything later looks at.
-    ///
-    /// All rows, or those between the first and last one that is read: in the
-    /// last block of a classifier, the class token alone. Keys and values of
-    /// every token matter to every row of attention.
-    pub fn needed_rows(&self) -> Vec<Range<usize>> {
-        let mut needed: Vec<Option<Range<usize>>> = vec![None; self.buffers.len()];
-        let mut rows = vec![0..0; self.ops.len()];
-        for (index, op) in self.ops.iter().enumerate().rev() {
-            let output = op.output().index();
-            // Nobody reads the logits but the caller; and a buffer without a reader is computed whole.
-            let own = needed[output]
-                .clone()
-                .unwrap_or(0..self.buffers[output].rows);
-            let mut widen = |id: BufferId, rows: Range<usize>| {
-                let slot = &mut needed[id.index()];
-                *slot = Some(match slot.take() {
-                    Some(old) => old.start.min(rows.start)..old.end.max(rows.end),
-                    None => rows,
-                });
-            };
-            match *op {
-                Op::SelectToken { input, token, .. } => widen(input, token..token + 1),
-                Op::LayerNorm { input, .. } => widen(input, own.clone()),
-                Op::Linear {
-                    input, residual, ..
-                } => {
-                    widen(input, own.clone());
-                    if let Some(residual) = residual {
-                        widen(residual, own.clone());
-                    }
-                }
-                Op::Attention { qkv, .. } => widen(qkv, 0..self.buffers[qkv.index()].rows),
-                Op::PatchEmbed { .. } => {}
-            }
-            rows[index] = own;
-        }
-        rows
-    }
-
-    /// Heads, and channels of a head, of the attention that reads `buffer` as
-    /// its q, k and v.
-    pub fn heads(&self, buffer: BufferId) -> Option<(usize, usize)> {
-        self.ops.iter().find_map(|op| match *op {
-            Op::Attention {
-                qkv,
-                heads,
-                head_dim,
-                ..
-            } => (qkv == buffer).then_some((heads, head_dim)),
-            Op::PatchEmbed { .. }
-            | Op::LayerNorm { .. }
-            | Op::Linear { .. }
-            | Op::SelectToken { .. } => None,
-        })
-    }
-
-    /// The token that a classifier looks at, if it looks at one alone.
-    pub fn class_token(&self) -> Option<usize> {
-        self.ops.iter().find_map(|op| match *op {
-            Op::SelectToken { token, .. } => Some(token),
-            Op::PatchEmbed { .. }
-            | Op::LayerNorm { .. }
-            | Op::Linear { .. }
-            | Op::Attention { .. } => None,
-        })
-    }
-
-    /// Multiply-accumulate operations of one picture, all matrix products counted.
-    pub fn macs(&self) -> u64 {
-        self.ops.iter().map(|op| self.op_macs(op)).sum()
-    }
-
-    /// Multiply-accumulate operations of one operation.
-    pub fn op_macs(&self, op: &Op) -> u64 {
-        let rows = |b: BufferId| self.buffers[b.index()].rows as u64;
-        let weight =
-            |t: TensorId| self.tensors[t.index()].rows as u64 * self.tensors[t.index()].cols as u64;
-        match *op {
-            Op::PatchEmbed {
-                patch, weight: w, ..
-            } => {
-                let patches = (self.image[0] / patch[0]) as u64 * (self.image[1] / patch[1]) as u64;
-                patches * weight(w)
-            }
-            Op::Linear {
-                input, weight: w, ..
-            } => rows(input) * weight(w),
-            Op::Attention {
-                qkv,
-                heads,
-                head_dim,
-                ..
-            } => 2 * rows(qkv) * rows(qkv) * heads as u64 * head_dim as u64,
-            Op::LayerNorm { .. } | Op::SelectToken { .. } => 0,
-        }
-    }
-
     /// Checks that every operation finds what it needs, in shape and in order.
     ///
     /// # Errors
@@ -519,9 +173,17 @@ impl Program {
         for op in &self.ops {
             let float = match *op {
                 Op::PatchEmbed { output, .. } => Some(output),
-                Op::LayerNorm { input, .. } => Some(input),
-                Op::SelectToken { input, output, .. } => {
+                Op::LayerNorm { input, .. } | Op::Gate { input, .. } | Op::Pool { input, .. } => {
+                    Some(input)
+                }
+                Op::SelectToken { input, output, .. } | Op::PatchMerge { input, output, .. } => {
                     if coded[output.index()] {
+                        return Err(mixed(output));
+                    }
+                    Some(input)
+                }
+                Op::HeadNorm { input, output, .. } => {
+                    if !coded[output.index()] {
                         return Err(mixed(output));
                     }
                     Some(input)
@@ -651,23 +313,46 @@ impl Check<'_> {
                 }
                 self.same("linear output", [t, n], self.buffer(output)?)
             }
+            Op::HeadNorm {
+                input,
+                heads,
+                head_dim,
+                gamma,
+                beta,
+                eps,
+                output,
+            } => {
+                let [t, d] = self.heads(input, heads, head_dim)?;
+                self.float("gamma", gamma, [2, head_dim])?;
+                self.float("beta", beta, [2, head_dim])?;
+                if !(eps > 0.0 && eps < 1.0) {
+                    return Err(self.value("epsilon"));
+                }
+                self.same("normalised q, k and v", [t, 3 * d], self.buffer(output)?)
+            }
+            Op::Gate { input, output } => {
+                let [t, h] = self.buffer(output)?;
+                let both = self.product("gate size", &[2, h])?;
+                self.same("gate and values", [t, both], self.buffer(input)?)
+            }
             Op::Attention {
                 qkv,
                 heads,
                 head_dim,
                 scale,
+                window,
+                bias,
                 output,
             } => {
-                if heads == 0 || heads > MAX_SIZE || head_dim == 0 || head_dim > MAX_SIZE {
-                    return Err(self.value("head count or size"));
-                }
                 if !(scale > 0.0 && scale <= 1024.0) {
                     return Err(self.value("attention scale"));
                 }
-                let [t, cols] = self.buffer(qkv)?;
-                let d = self.product("head count or size", &[heads, head_dim])?;
-                let qkv_cols = self.product("head count or size", &[3, d])?;
-                self.same("q, k and v", [t, qkv_cols], [t, cols])?;
+                let [t, d] = self.heads(qkv, heads, head_dim)?;
+                match (window, bias) {
+                    (None, None) => {}
+                    (None, Some(_)) => return Err(self.value("position bias without a window")),
+                    (Some(window), bias) => self.window(&window, t, heads, bias)?,
+                }
                 self.same("attention output", [t, d], self.buffer(output)?)
             }
             Op::SelectToken {
@@ -681,7 +366,72 @@ impl Check<'_> {
                 }
                 self.same("selected token", [1, d], self.buffer(output)?)
             }
+            Op::Pool {
+                input,
+                first,
+                count,
+                pool,
+                output,
+            } => {
+                let [t, d] = self.buffer(input)?;
+                if count == 0 || first.checked_add(count).is_none_or(|end| end > t) {
+                    return Err(self.value("pooled tokens"));
+                }
+                let cols = match pool {
+                    Pooling::Mean => d,
+                    Pooling::Concat => self.product("pooled tokens", &[count, d])?,
+                };
+                self.same("pooled tokens", [1, cols], self.buffer(output)?)
+            }
+            Op::PatchMerge {
+                input,
+                grid: [h, w],
+                output,
+            } => {
+                let [t, d] = self.buffer(input)?;
+                if h % 2 != 0 || w % 2 != 0 || self.product("grid", &[h, w])? != t {
+                    return Err(self.value("grid"));
+                }
+                let cols = self.product("merged channels", &[4, d])?;
+                self.same("merged patches", [t / 4, cols], self.buffer(output)?)
+            }
         }
+    }
+
+    /// Rows of q, k and v, and columns of each, if they are so many heads.
+    fn heads(
+        &self,
+        qkv: BufferId,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<[usize; 2], ProgramError> {
+        let what = "head count or size";
+        if heads == 0 || heads > MAX_SIZE || head_dim == 0 || head_dim > MAX_SIZE {
+            return Err(self.value(what));
+        }
+        let [t, cols] = self.buffer(qkv)?;
+        let d = self.product(what, &[heads, head_dim])?;
+        let qkv_cols = self.product(what, &[3, d])?;
+        self.same("q, k and v", [t, qkv_cols], [t, cols])?;
+        Ok([t, d])
+    }
+
+    fn window(
+        &self,
+        window: &Window,
+        tokens: usize,
+        heads: usize,
+        bias: Option<TensorId>,
+    ) -> Result<(), ProgramError> {
+        let Window { grid, size, shift } = *window;
+        let fits = |i: usize| size[i] > 0 && grid[i] % size[i] == 0 && shift[i] < size[i];
+        if self.product("grid", &grid)? != tokens || !fits(0) || !fits(1) {
+            return Err(self.value("window"));
+        }
+        let Some(bias) = bias else { return Ok(()) };
+        let sides = size.map(|s| s.saturating_mul(2).saturating_sub(1));
+        let entries = self.product("window", &sides)?;
+        self.float("position bias", bias, [heads, entries])
     }
 
     fn buffer(&self, id: BufferId) -> Result<[usize; 2], ProgramError> {
