@@ -342,6 +342,7 @@ impl Head {
         KeysValues {
             rows: &self.qkv,
             row_stride: Self::STRIDE,
+            lines: tpvit_kernels::Lines::ONE,
             k_col: 3 * Self::DIM,
             v_col: 6 * Self::DIM,
         }
@@ -375,6 +376,7 @@ impl Head {
             &self.shape,
             &self.queries(),
             &self.keys_values(),
+            &[],
             &self.softmax(),
             &self.requant(),
             &mut scores,

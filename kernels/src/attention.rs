@@ -1,7 +1,7 @@
 //! What attention takes and gives: one head at a time, on integers.
 //!
 //! ```text
-//! s_ij    = sum over d of (q_id - q_zero) * (k_jd - center)       exact, i32
+//! s_ij    = sum over d of (q_id - q_zero) * (k_jd - center) + bias_ij       exact, i32
 //! d_ij    = max over j of s_ij, minus s_ij                        >= 0
 //! v_ij    = 64 * d_ij + offset_i                                  saturating
 //! code_ij = how many thresholds lie below v_ij
@@ -29,6 +29,9 @@ pub struct HeadShape {
 
 /// The widest head: `255 * 255 * MAX_HEAD_DIM < 2^31` bounds a score difference.
 pub const MAX_HEAD_DIM: usize = 1024;
+
+/// The largest absolute bias of a score: far from overflow together with any score.
+pub const MAX_BIAS: i32 = 1 << 28;
 
 /// The most tokens of one attention call.
 pub const MAX_TOKENS: usize = 16_384;
@@ -169,6 +172,110 @@ impl Queries<'_> {
     }
 }
 
+/// Which rows the tokens of a rectangle of a grid are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lines {
+    /// Tokens of a line of the rectangle, one after the other; at least 1.
+    pub len: usize,
+    /// Rows from one line to the next: the width of the grid.
+    pub stride: usize,
+}
+
+impl Lines {
+    /// One line of any length: token `i` is row `i`.
+    pub const ONE: Self = Self {
+        len: usize::MAX,
+        stride: 0,
+    };
+
+    /// The row of a token, counted from the rectangle's first.
+    #[inline(always)]
+    pub const fn row(&self, token: usize) -> usize {
+        if token < self.len {
+            token
+        } else {
+            token / self.len * self.stride + token % self.len
+        }
+    }
+}
+
+/// Cells of a grid of tokens, equal rectangles each of which attends to itself.
+///
+/// Nothing is copied out of the grid: queries, keys and values are read where they
+/// lie, results written where they belong.
+#[derive(Clone, Debug)]
+pub struct Cells<'a> {
+    /// How the tokens of a cell lie in the grid.
+    pub lines: Lines,
+    /// The first token of each cell, counted in the grid.
+    pub first: &'a [u32],
+    /// The tokens of the grid that queries and results hold; other rows of a
+    /// cell are keys and values alone.
+    pub own: core::ops::Range<usize>,
+    /// What is added to each score of a cell, or nothing; within
+    /// `-MAX_BIAS ..= MAX_BIAS`. Columns beyond the tokens are anything.
+    pub bias: &'a [i32], // [tokens, bias_row_len(tokens)]
+}
+
+impl Cells<'_> {
+    /// Entries of a row of [`bias`](Self::bias).
+    pub const fn bias_row_len(tokens: usize) -> usize {
+        tokens.next_multiple_of(16)
+    }
+
+    /// The row of a cell's last token, counted from its first.
+    pub(crate) const fn last_row(&self, tokens: usize) -> usize {
+        self.lines.row(tokens.saturating_sub(1))
+    }
+
+    pub(crate) fn check(&self, shape: &HeadShape, queries: usize, rows: usize) {
+        let tokens = shape.tokens;
+        assert!(self.lines.len > 0, "a line has tokens");
+        assert!(tokens > 0, "a cell has tokens");
+        let last = self.last_row(tokens);
+        assert!(
+            self.first.iter().all(|&first| first as usize + last < rows),
+            "a cell lies outside the grid"
+        );
+        assert_eq!(self.own.len(), queries, "one query for each own token");
+        assert!(self.own.end <= rows, "own tokens lie outside the grid");
+        let bias = tokens * Self::bias_row_len(tokens);
+        assert!(
+            self.bias.is_empty() || self.bias.len() == bias,
+            "bias is [tokens, bias_row_len]"
+        );
+        debug_assert!(
+            self.bias
+                .iter()
+                .all(|b| b.unsigned_abs() <= MAX_BIAS as u32),
+            "a bias exceeds MAX_BIAS"
+        );
+    }
+
+    /// The tokens of cell `cell` that are queries: those whose rows are own.
+    #[inline(always)]
+    pub(crate) fn own_tokens(&self, cell: usize, tokens: usize) -> core::ops::Range<usize> {
+        let first = self.first[cell] as usize;
+        // Rows ascend with tokens.
+        let below = |row: usize| {
+            if row <= first {
+                return 0;
+            }
+            let rows = row - first;
+            let (line, rest) = match self.lines.stride {
+                0 => (0, rows),
+                stride => (rows / stride, rows % stride),
+            };
+            let whole = line.saturating_mul(self.lines.len);
+            usize::min(
+                tokens,
+                whole.saturating_add(usize::min(rest, self.lines.len)),
+            )
+        };
+        below(self.own.start)..below(self.own.end)
+    }
+}
+
 /// The keys and values of one head, inside the qkv buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct KeysValues<'a> {
@@ -176,6 +283,8 @@ pub struct KeysValues<'a> {
     pub rows: &'a [u8], // [tokens, row_stride]
     /// Codes from one row to the next.
     pub row_stride: usize,
+    /// Which rows the tokens are; [`Lines::ONE`] for all, in order.
+    pub lines: Lines,
     /// Where the head's k begins in a row.
     pub k_col: usize,
     /// Where the head's v begins in a row.
@@ -184,14 +293,27 @@ pub struct KeysValues<'a> {
 
 impl KeysValues<'_> {
     pub(crate) fn check(&self, shape: &HeadShape) {
-        assert_eq!(
-            self.rows.len(),
-            shape.tokens * self.row_stride,
-            "keys and values are one row per token"
-        );
+        if self.lines == Lines::ONE {
+            assert_eq!(
+                self.rows.len(),
+                shape.tokens * self.row_stride,
+                "keys and values are one row per token"
+            );
+        } else {
+            assert!(self.lines.len > 0, "a line has tokens");
+            let last = self.lines.row(shape.tokens.saturating_sub(1));
+            assert!(
+                shape.tokens == 0 || (last + 1) * self.row_stride <= self.rows.len(),
+                "a token's row lies outside of keys and values"
+            );
+        }
+        self.check_columns(shape.head_dim);
+    }
+
+    pub(crate) fn check_columns(&self, head_dim: usize) {
         for col in [self.k_col, self.v_col] {
             assert!(
-                col.checked_add(shape.head_dim)
+                col.checked_add(head_dim)
                     .is_some_and(|end| end <= self.row_stride),
                 "k or v reaches past its row"
             );

@@ -31,8 +31,8 @@ pub mod reference;
 mod table;
 
 pub use attention::{
-    AttentionMethod, HeadOutput, HeadRequant, HeadShape, KeysValues, MAX_HEAD_DIM, MAX_MULTIPLIER,
-    MAX_TOKENS, Queries, ShiftForm, SoftmaxCodes, SoftmaxKind,
+    AttentionMethod, Cells, HeadOutput, HeadRequant, HeadShape, KeysValues, Lines, MAX_BIAS,
+    MAX_HEAD_DIM, MAX_MULTIPLIER, MAX_TOKENS, Queries, ShiftForm, SoftmaxCodes, SoftmaxKind,
 };
 pub use bits::BitWidth;
 pub use gemm::{GemmShape, MAX_K, Output, Requant};

@@ -1,7 +1,7 @@
 //! The one door: a [`Kernels`] value proves that the CPU has its ISA.
 
 use crate::{
-    ActCodebook, ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant,
+    ActCodebook, ActQuant, AttentionMethod, BitWidth, Cells, GemmShape, HeadOutput, HeadRequant,
     HeadShape, Isa, KeysValues, MAX_K, Output, PeakRun, Queries, Requant, SoftmaxCodes, arch,
 };
 
@@ -60,12 +60,24 @@ pub(crate) struct NormCall<'a> {
 pub(crate) struct AttentionCall<'a> {
     pub(crate) shape: &'a HeadShape,
     pub(crate) queries: &'a Queries<'a>,
-    pub(crate) packed: &'a [u8], // [attention_pack_len]
+    pub(crate) source: Source<'a>,
     pub(crate) softmax: &'a SoftmaxCodes<'a>,
     pub(crate) method: AttentionMethod<'a>,
     pub(crate) requant: &'a HeadRequant<'a>,
     pub(crate) scratch: &'a mut [u8], // [attention_scratch_len]
     pub(crate) out: HeadOutput<'a>,
+}
+
+/// Where the keys and values of an attention call are.
+pub(crate) enum Source<'a> {
+    /// One head, packed before: `[attention_pack_len]`.
+    Packed(&'a [u8]),
+    /// Cells, each packed into `packed`, `[attention_pack_len]`, when its turn comes.
+    Cells {
+        cells: &'a Cells<'a>,
+        keys_values: &'a KeysValues<'a>,
+        packed: &'a mut [u8],
+    },
 }
 
 /// The kernels of `isa`, whether or not this CPU has it; `None` on another architecture.
@@ -402,27 +414,86 @@ impl Kernels {
             self.attention_pack_len(shape),
             "packed has attention_pack_len bytes"
         );
-        assert!(
-            scratch.len() >= self.attention_scratch_len(shape),
-            "scratch has attention_scratch_len bytes"
-        );
-        queries.check(shape.head_dim);
-        softmax.check(shape.tokens);
-        if let AttentionMethod::Shift(form) = method {
-            form.check(softmax.multipliers);
-        }
-        requant.check(shape.head_dim);
-        out.check(queries.len(), shape.head_dim);
-        let call = AttentionCall {
+        self.run_attention(AttentionCall {
             shape,
             queries,
-            packed,
+            source: Source::Packed(packed),
             softmax,
             method,
             requant,
             scratch,
             out,
-        };
+        });
+    }
+
+    /// One attention head in equal cells of a grid of tokens: in each,
+    /// [`reference::attention`](crate::reference::attention) of its own tokens.
+    ///
+    /// `shape.tokens` are those of a cell. `keys_values.rows` is the whole grid;
+    /// its `lines` are not looked at. Row `i` of `queries` and of `out` is token
+    /// `cells.own.start + i`. `packed` is where the keys and values of one cell
+    /// are re-ordered, [`attention_pack_len`](Self::attention_pack_len) bytes.
+    ///
+    /// # Panics
+    /// As [`attention`](Self::attention), or if a cell lies outside the grid.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "operands, tables, scratch, result"
+    )]
+    pub fn attention_cells(
+        &self,
+        shape: &HeadShape,
+        cells: &Cells,
+        queries: &Queries,
+        keys_values: &KeysValues,
+        softmax: &SoftmaxCodes,
+        method: AttentionMethod,
+        requant: &HeadRequant,
+        packed: &mut [u8],
+        scratch: &mut [u8],
+        out: HeadOutput,
+    ) {
+        assert_eq!(
+            packed.len(),
+            self.attention_pack_len(shape),
+            "packed has attention_pack_len bytes"
+        );
+        keys_values.check_columns(shape.head_dim);
+        let rows = keys_values
+            .rows
+            .len()
+            .checked_div(keys_values.row_stride)
+            .unwrap_or(0);
+        cells.check(shape, queries.len(), rows);
+        self.run_attention(AttentionCall {
+            shape,
+            queries,
+            source: Source::Cells {
+                cells,
+                keys_values,
+                packed,
+            },
+            softmax,
+            method,
+            requant,
+            scratch,
+            out,
+        });
+    }
+
+    fn run_attention(&self, call: AttentionCall) {
+        let (shape, softmax) = (call.shape, call.softmax);
+        assert!(
+            call.scratch.len() >= self.attention_scratch_len(shape),
+            "scratch has attention_scratch_len bytes"
+        );
+        call.queries.check(shape.head_dim);
+        softmax.check(shape.tokens);
+        if let AttentionMethod::Shift(form) = call.method {
+            form.check(softmax.multipliers);
+        }
+        call.requant.check(shape.head_dim);
+        call.out.check(call.queries.len(), shape.head_dim);
         // SAFETY: `self` exists only where the CPU has its ISA.
         unsafe { (self.functions.attention)(call) }
     }

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Rng, for_each_isa};
 use tpvit_kernels::{
-    ActQuant, AttentionMethod, BitWidth, HeadOutput, HeadRequant, HeadShape, Kernels, KeysValues,
-    Queries, ShiftForm, SoftmaxCodes, SoftmaxKind, reference,
+    ActQuant, AttentionMethod, BitWidth, Cells, HeadOutput, HeadRequant, HeadShape, Kernels,
+    KeysValues, Lines, MAX_BIAS, Queries, ShiftForm, SoftmaxCodes, SoftmaxKind, reference,
 };
 
 /// A codebook and its thresholds.
@@ -126,6 +126,7 @@ impl Case {
         KeysValues {
             rows,
             row_stride: self.stride,
+            lines: Lines::ONE,
             k_col: self.cols[1],
             v_col: self.cols[2],
         }
@@ -163,6 +164,7 @@ impl Case {
                 &self.shape,
                 &queries,
                 &keys_values,
+                &[],
                 softmax,
                 &requant,
                 &mut scores,
@@ -173,6 +175,7 @@ impl Case {
                 &self.shape,
                 &queries,
                 &keys_values,
+                &[],
                 softmax,
                 form,
                 &requant,
@@ -587,4 +590,233 @@ fn another_codebooks_shift_form_is_refused() {
     );
     let softmax = codebook.softmax(SoftmaxKind::RowMax, true);
     case.actual(Kernels::best(), &softmax, AttentionMethod::Shift(&other));
+}
+
+/// A grid of tokens, of which cells attend to themselves.
+struct Grid {
+    case: Case,
+    width: usize,
+    /// Lines and columns of a cell.
+    cell: [usize; 2],
+    first: Vec<u32>,
+    bias: Vec<i32>,
+}
+
+impl Grid {
+    /// As many cells as fit, from line `at[0]` and column `at[1]` on.
+    fn new(
+        rng: &mut Rng,
+        [height, width]: [usize; 2],
+        at: [usize; 2],
+        cell: [usize; 2],
+        (head_dim, act_max, bias): (usize, u8, i32),
+    ) -> Self {
+        let tokens = cell[0] * cell[1];
+        let shape = HeadShape {
+            tokens,
+            head_dim,
+            act_max,
+        };
+        // The case's rows are those of the grid.
+        let mut case = Case::new(rng, height * width, shape, tokens.is_multiple_of(2));
+        case.shape.tokens = tokens;
+        let lines = (at[0]..=height - cell[0]).step_by(cell[0]);
+        let first = lines.flat_map(|y| {
+            let columns = (at[1]..=width - cell[1]).step_by(cell[1]);
+            columns.map(move |x| (y * width + x) as u32)
+        });
+        let entries = match bias {
+            0 => 0,
+            _ => tokens * Cells::bias_row_len(tokens),
+        };
+        let signed = |rng: &mut Rng| rng.up_to(2 * bias as u64) as i32 - bias;
+        Self {
+            first: first.collect(),
+            bias: (0..entries).map(|_| signed(rng)).collect(),
+            case,
+            width,
+            cell,
+        }
+    }
+
+    fn lines(&self) -> Lines {
+        Lines {
+            len: self.cell[1],
+            stride: self.width,
+        }
+    }
+
+    fn expected(&self, softmax: &SoftmaxCodes) -> Vec<u8> {
+        let case = &self.case;
+        let tokens = case.shape.tokens;
+        let mut rows = vec![0xee; case.m * case.out_stride()];
+        let bias: Vec<i32> = match self.bias.is_empty() {
+            true => vec![],
+            false => self
+                .bias
+                .chunks_exact(Cells::bias_row_len(tokens))
+                .flat_map(|row| row[..tokens].to_vec())
+                .collect(),
+        };
+        for &first in &self.first {
+            let row_of = |i: usize| first as usize + self.lines().row(i);
+            let token = |i: usize| &case.qkv[row_of(i) * case.stride..][..case.stride];
+            let cell: Vec<u8> = (0..tokens).flat_map(|i| token(i).to_vec()).collect();
+            let (mut scores, mut codes) = (vec![0; tokens], vec![0; tokens]);
+            let mut out = vec![0xee; tokens * case.out_stride()];
+            reference::attention::attention(
+                &case.shape,
+                &Queries {
+                    rows: &cell,
+                    ..case.queries()
+                },
+                &KeysValues {
+                    rows: &cell,
+                    ..case.keys_values()
+                },
+                &bias,
+                softmax,
+                &case.requant(),
+                &mut scores,
+                &mut codes,
+                &mut HeadOutput {
+                    rows: &mut out,
+                    row_stride: case.out_stride(),
+                    col: 2,
+                },
+            );
+            for (i, out) in out.chunks_exact(case.out_stride()).enumerate() {
+                rows[row_of(i) * case.out_stride()..][..out.len()].copy_from_slice(out);
+            }
+        }
+        rows
+    }
+
+    /// The rows of `own`, the others untouched.
+    fn actual(
+        &self,
+        kernels: &Kernels,
+        softmax: &SoftmaxCodes,
+        method: AttentionMethod,
+        own: std::ops::Range<usize>,
+    ) -> Vec<u8> {
+        let case = &self.case;
+        let cells = Cells {
+            lines: self.lines(),
+            first: &self.first,
+            own: own.clone(),
+            bias: &self.bias,
+        };
+        let mut packed = vec![0xaa; kernels.attention_pack_len(&case.shape)];
+        let mut scratch = vec![0xaa; kernels.attention_scratch_len(&case.shape)];
+        let mut rows = vec![0xee; own.len() * case.out_stride()];
+        let queries = &case.qkv[own.start * case.stride..own.end * case.stride];
+        kernels.attention_cells(
+            &case.shape,
+            &cells,
+            &Queries {
+                rows: queries,
+                ..case.queries()
+            },
+            &KeysValues {
+                rows: &case.qkv,
+                ..case.keys_values()
+            },
+            softmax,
+            method,
+            &case.requant(),
+            &mut packed,
+            &mut scratch,
+            HeadOutput {
+                rows: &mut rows,
+                row_stride: case.out_stride(),
+                col: 2,
+            },
+        );
+        rows
+    }
+
+    /// All rows at once, then in shares that cut cells and lines.
+    fn check(&self, softmax: &SoftmaxCodes) {
+        let expected = self.expected(softmax);
+        let form = ShiftForm::from_multipliers(softmax.multipliers);
+        let methods = [
+            Some(AttentionMethod::Decode),
+            form.as_ref().map(AttentionMethod::Shift),
+        ];
+        let (m, stride) = (self.case.m, self.case.out_stride());
+        for_each_isa(|kernels| {
+            for method in methods.into_iter().flatten() {
+                for cuts in [vec![0, m], vec![0, m / 3, m / 3 + 1, m]] {
+                    let shares = cuts
+                        .windows(2)
+                        .flat_map(|cut| self.actual(kernels, softmax, method, cut[0]..cut[1]));
+                    let found: Vec<u8> = shares.collect();
+                    for (row, (found, expected)) in found
+                        .chunks(stride)
+                        .zip(expected.chunks(stride))
+                        .enumerate()
+                    {
+                        assert_eq!(
+                            found,
+                            expected,
+                            "{:?} row {row} of {:?} in {} columns",
+                            kernels.isa(),
+                            self.cell,
+                            self.width
+                        );
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn cells_of_a_grid_attend_to_themselves() {
+    let mut rng = Rng(10);
+    for (grid, at, cell) in [
+        ([14, 14], [0, 0], [7, 7]),
+        ([14, 14], [3, 3], [7, 7]),
+        ([8, 21], [0, 0], [4, 7]),
+        ([9, 11], [1, 2], [3, 4]),
+        ([6, 8], [0, 5], [6, 3]),
+        ([5, 9], [0, 0], [1, 9]),
+        ([4, 4], [0, 0], [4, 4]),
+        ([12, 12], [0, 0], [1, 1]),
+        ([16, 8], [0, 0], [8, 8]),
+    ] {
+        for (head_dim, act_max, alpha, bias) in
+            [(32, 255, 2e-4, 3000), (20, 15, 0.05, 40), (33, 7, 0.2, 0)]
+        {
+            let grid = Grid::new(&mut rng, grid, at, cell, (head_dim, act_max, bias));
+            let three = Codebook::zero_anchored(BitWidth::B3, 1.0, 127.0, alpha);
+            grid.check(&three.softmax(SoftmaxKind::RowMax, true));
+            let eight = Codebook::zero_anchored(BitWidth::B8, 1.0 / 32.0, 255.0, alpha);
+            let kind = SoftmaxKind::Static {
+                alpha: alpha as f32,
+                scale: 0.01,
+            };
+            grid.check(&eight.softmax(kind, false));
+        }
+    }
+}
+
+/// Biases as large as they may be, with scores as large as they get.
+#[test]
+fn the_largest_bias_does_not_overflow() {
+    let mut rng = Rng(11);
+    let mut grid = Grid::new(&mut rng, [4, 6], [0, 0], [4, 3], (64, 255, 1));
+    grid.case.q_zero = 0;
+    for code in [0, 255] {
+        grid.case.qkv.fill(code);
+        for row in grid.case.qkv.chunks_exact_mut(grid.case.stride) {
+            row[grid.case.cols[0]..][..64].fill(255);
+        }
+        grid.bias
+            .iter_mut()
+            .for_each(|b| *b = MAX_BIAS * (1 - 2 * rng.up_to(1) as i32));
+        let codebook = Codebook::zero_anchored(BitWidth::B4, 0.5, 127.0, 1e-7);
+        grid.check(&codebook.softmax(SoftmaxKind::RowMax, true));
+    }
 }

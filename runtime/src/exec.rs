@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use tpvit_kernels::{
-    ActCodebook, HeadOutput, HeadRequant, Kernels, KeysValues, Output, Queries, Requant,
+    ActCodebook, HeadOutput, HeadRequant, Kernels, KeysValues, Lines, Output, Queries, Requant,
 };
 use tpvit_models::{Activation, Codebook, Program};
 
@@ -320,6 +320,7 @@ impl Run<'_> {
                 let keys_values = KeysValues {
                     rows: qkv,
                     row_stride: 3 * d,
+                    lines: Lines::ONE,
                     k_col: d + head * head_dim,
                     v_col: 2 * d + head * head_dim,
                 };
@@ -348,6 +349,7 @@ impl Run<'_> {
                 let keys_values = KeysValues {
                     rows: &rows[..work.shape.tokens * 2 * head_dim],
                     row_stride: 2 * head_dim,
+                    lines: Lines::ONE,
                     k_col: 0,
                     v_col: head_dim,
                 };

@@ -14,11 +14,11 @@ use crate::{
 
 impl KeysValues<'_> {
     fn k(&self, token: usize, d: usize) -> i32 {
-        i32::from(self.rows[token * self.row_stride + self.k_col + d])
+        i32::from(self.rows[self.lines.row(token) * self.row_stride + self.k_col + d])
     }
 
     fn v(&self, token: usize, d: usize) -> i32 {
-        i32::from(self.rows[token * self.row_stride + self.v_col + d])
+        i32::from(self.rows[self.lines.row(token) * self.row_stride + self.v_col + d])
     }
 }
 
@@ -34,7 +34,7 @@ fn scores(shape: &HeadShape, q: &[u8], q_zero: u8, keys: &KeysValues, out: &mut 
 
 /// Attention by multiplication.
 ///
-/// `scores` and `codes` have room for one row, `[tokens]` each.
+/// `bias` is added to the scores: `[m, tokens]`, or nothing. `scores` and `codes` have room for one row, `[tokens]` each.
 #[expect(
     clippy::too_many_arguments,
     reason = "no allocation: the caller lends the row buffers"
@@ -43,6 +43,7 @@ pub fn attention(
     shape: &HeadShape,
     queries: &Queries,
     keys_values: &KeysValues,
+    bias: &[i32],
     softmax: &SoftmaxCodes,
     requant: &HeadRequant,
     score_row: &mut [i32],
@@ -54,6 +55,7 @@ pub fn attention(
         shape,
         queries,
         keys_values,
+        bias,
         softmax,
         requant,
         score_row,
@@ -80,6 +82,7 @@ pub fn attention_shift(
     shape: &HeadShape,
     queries: &Queries,
     keys_values: &KeysValues,
+    bias: &[i32],
     softmax: &SoftmaxCodes,
     form: &ShiftForm,
     requant: &HeadRequant,
@@ -92,6 +95,7 @@ pub fn attention_shift(
         shape,
         queries,
         keys_values,
+        bias,
         softmax,
         requant,
         score_row,
@@ -122,6 +126,7 @@ fn run(
     shape: &HeadShape,
     queries: &Queries,
     keys_values: &KeysValues,
+    bias: &[i32],
     softmax: &SoftmaxCodes,
     requant: &HeadRequant,
     score_row: &mut [i32],
@@ -133,6 +138,8 @@ fn run(
     for i in 0..queries.len() {
         let q = &queries.rows[i * queries.row_stride + queries.col..][..shape.head_dim];
         scores(shape, q, queries.zero, keys_values, score_row);
+        let bias = bias.iter().skip(i * shape.tokens);
+        score_row.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
         softmax_codes::codes(softmax, score_row, code_row);
         let r: i32 = code_row
             .iter()

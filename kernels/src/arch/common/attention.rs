@@ -24,9 +24,12 @@ use super::{
     softmax::{BLOCK, Codebook, MAX_PLANES, Row, offsets, row_max},
     widen::{wide_row_len, widen_codes},
 };
+use core::ops::Range;
+
 use crate::{
-    AttentionMethod, BitWidth, HeadRequant, HeadShape, KeysValues, ShiftForm,
-    reference::attention::row_factor, table::AttentionCall,
+    AttentionMethod, BitWidth, HeadRequant, HeadShape, KeysValues, Lines, Queries, ShiftForm,
+    reference::attention::row_factor,
+    table::{AttentionCall, Source},
 };
 
 /// How an ISA lays a head out and multiplies.
@@ -122,6 +125,7 @@ impl HeadLayout {
         };
         cut_len::<i32>(self.mr * row)
             + cut_len::<u8>(MAX_PLANES * self.mr * row)
+            + cut_len::<u8>(self.mr * shape.head_dim)
             + cut_len::<u8>(wide)
             + cut_len::<i32>(parts.row_len)
             + cut_len::<i32>(parts.key_len)
@@ -165,7 +169,8 @@ impl HeadLayout {
         let (column_sums, _) = column_sums.as_chunks_mut::<4>();
         let key_bytes = self.key_bytes();
         for token in 0..tokens {
-            let row = &keys_values.rows[token * keys_values.row_stride..][..keys_values.row_stride];
+            let row = keys_values.lines.row(token) * keys_values.row_stride;
+            let row = &keys_values.rows[row..][..keys_values.row_stride];
             let k = &row[keys_values.k_col..][..head_dim];
             let v = &row[keys_values.v_col..][..head_dim];
 
@@ -299,9 +304,23 @@ fn words(bytes: &[u8], start: usize) -> [i32; 16] {
     out
 }
 
-/// Runs the nest.
+/// Adds the bias of a row to its scores, and finds their maxima, by lane.
+#[inline(always)]
+fn add_bias(scores: &mut [i32], bias: &[i32], maxima: &mut [i32; 16]) {
+    *maxima = [i32::MIN; 16];
+    let (scores, _) = scores.as_chunks_mut::<16>();
+    let (bias, _) = bias.as_chunks::<16>();
+    for (scores, bias) in scores.iter_mut().zip(bias) {
+        for i in 0..16 {
+            scores[i] = scores[i].wrapping_add(bias[i]);
+            maxima[i] = i32::max(maxima[i], scores[i]);
+        }
+    }
+}
+
+/// Runs the nest, for a packed head or for cells that are packed one by one.
 ///
-/// `keys` computes a tile of scores. `values(entries, stride, rows, panels, acc)` sums
+/// `pack` packs the keys and values of a cell. `keys` computes a tile of scores. `values(entries, stride, rows, panels, acc)` sums
 /// over the tokens, for `1 ..= NV` panels; what lies beyond the tokens in a row of
 /// entries is 0. `encode(row, entries)` looks the entries of a row up, as
 /// [`super::softmax::Coder::encode`] does, and returns the sum of its multipliers.
@@ -310,6 +329,7 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
     layout: &HeadLayout,
     book: &Codebook,
     call: AttentionCall,
+    pack: impl Fn(&HeadShape, &KeysValues, &mut [u8]),
     keys: impl Fn(ScoreTile<'_, MR>),
     values: impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, NV>),
     encode: impl Fn(&Row, &mut [u8]) -> i32,
@@ -318,7 +338,7 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
     let AttentionCall {
         shape,
         queries,
-        packed,
+        mut source,
         softmax,
         method,
         requant,
@@ -338,111 +358,217 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
     } else {
         0
     };
+    let gathered = cut::<u8>(&mut scratch, MR * head_dim);
     let wide = cut::<u8>(&mut scratch, wide_len);
     let shifted = cut::<i32>(&mut scratch, parts.row_len);
     let start = cut::<i32>(&mut scratch, parts.key_len);
     let (start, _) = start.as_chunks_mut::<16>();
     let q_zero = i32::from(queries.zero) - layout.q_shift;
-    for (block, start) in start.iter_mut().enumerate() {
-        let sums = words(&packed[parts.key_sums..], 16 * block);
-        *start = each(&sums, |sum| q_zero.wrapping_neg().wrapping_mul(sum));
-        for no_key in &mut start[usize::min(16, tokens - 16 * block)..] {
-            *no_key = NO_KEY;
-        }
-    }
     let center = shape.center();
     let key_tiles = EvenTiles::new(start.len(), layout.key_panels);
     let value_tiles = EvenTiles::new(parts.row_len / 16, NV);
     let mut total = [[[0; 16]; NV]; MR];
     let mut acc = [[[0; 16]; NV]; MR];
 
-    for i in (0..queries.len()).step_by(MR) {
-        let rows = usize::min(MR, queries.len() - i);
-        let q = &queries.rows[i * queries.row_stride..];
-        let (q, stride) = if layout.wide_keys {
-            widen_codes(q, queries.row_stride, queries.col, head_dim, rows, wide);
-            (&*wide, wide_row_len(head_dim))
-        } else {
-            (&q[queries.col..], queries.row_stride)
-        };
-        let mut maxima = [[i32::MIN; 16]; MR];
-        for (first, count) in key_tiles.iter() {
-            keys(ScoreTile {
-                q,
-                stride,
-                rows,
-                panels: &packed[first * parts.key_panel..][..count * parts.key_panel],
-                start: &start[first..first + count],
-                scores: &mut scores[16 * first..],
-                score_stride: row_len,
-                maxima: &mut maxima,
-            });
+    for cell in 0..source.count() {
+        let Block {
+            packed,
+            tokens: own,
+            lines,
+            first,
+            bias,
+        } = source.block(cell, shape, queries, &pack);
+        // The row of a query among those given, and of its result.
+        let row_of = |i: usize| first.wrapping_add(lines.row(i));
+        for (block, start) in start.iter_mut().enumerate() {
+            let sums = words(&packed[parts.key_sums..], 16 * block);
+            *start = each(&sums, |sum| q_zero.wrapping_neg().wrapping_mul(sum));
+            for no_key in &mut start[usize::min(16, tokens - 16 * block)..] {
+                *no_key = NO_KEY;
+            }
         }
-        let offsets = offsets(softmax.kind, scores, row_len, tokens, &maxima);
-        let score_row = |r: usize| Row {
-            scores: &scores[r * row_len..][..row_len],
-            tokens,
-            max: row_max(&maxima[r]),
-            offset: offsets[r],
-            plane: MR * row_len,
-        };
+        for i in own.clone().step_by(MR) {
+            let rows = usize::min(MR, own.end - i);
+            let (q, q_stride, q_col) = if lines == Lines::ONE {
+                (
+                    &queries.rows[i * queries.row_stride..],
+                    queries.row_stride,
+                    queries.col,
+                )
+            } else {
+                for (r, to) in gathered
+                    .chunks_exact_mut(usize::max(1, head_dim))
+                    .take(rows)
+                    .enumerate()
+                {
+                    let from = row_of(i + r) * queries.row_stride + queries.col;
+                    to.copy_from_slice(&queries.rows[from..][..head_dim]);
+                }
+                (&*gathered, head_dim, 0)
+            };
+            let (q, stride) = if layout.wide_keys {
+                widen_codes(q, q_stride, q_col, head_dim, rows, wide);
+                (&*wide, wide_row_len(head_dim))
+            } else {
+                (&q[q_col..], q_stride)
+            };
+            let mut maxima = [[i32::MIN; 16]; MR];
+            for (first, count) in key_tiles.iter() {
+                keys(ScoreTile {
+                    q,
+                    stride,
+                    rows,
+                    panels: &packed[first * parts.key_panel..][..count * parts.key_panel],
+                    start: &start[first..first + count],
+                    scores: &mut scores[16 * first..],
+                    score_stride: row_len,
+                    maxima: &mut maxima,
+                });
+            }
+            if !bias.is_empty() {
+                for (r, maxima) in maxima[..rows].iter_mut().enumerate() {
+                    let bias = &bias[(i + r) * parts.key_len..][..parts.key_len];
+                    add_bias(&mut scores[r * row_len..][..parts.key_len], bias, maxima);
+                }
+            }
+            let offsets = offsets(softmax.kind, scores, row_len, tokens, &maxima);
+            let score_row = |r: usize| Row {
+                scores: &scores[r * row_len..][..row_len],
+                tokens,
+                max: row_max(&maxima[r]),
+                offset: offsets[r],
+                plane: MR * row_len,
+            };
 
-        match method {
-            AttentionMethod::Decode => {
-                let mut sums = [0_i32; MR];
-                for (r, sum) in sums[..rows].iter_mut().enumerate() {
-                    *sum = encode(&score_row(r), &mut entries[r * row_len..]);
-                }
-                let mut factors = [0.0; MR];
-                for (factor, &sum) in factors.iter_mut().zip(&sums) {
-                    *factor = row_factor(softmax, sum);
-                }
-                for (first, count) in value_tiles.iter() {
-                    let bytes = &packed[parts.values + first * parts.value_panel..]
-                        [..count * parts.value_panel];
-                    values(&entries[..MR * row_len], row_len, rows, bytes, &mut total);
-                    for p in 1..book.planes {
-                        let entries = &entries[p * MR * row_len..][..MR * row_len];
-                        values(entries, row_len, rows, bytes, &mut acc);
-                        add_shifted(&mut total, &acc, p as u32 * book.plane_bits);
+            match method {
+                AttentionMethod::Decode => {
+                    let mut sums = [0_i32; MR];
+                    for (r, sum) in sums[..rows].iter_mut().enumerate() {
+                        *sum = encode(&score_row(r), &mut entries[r * row_len..]);
                     }
-                    for v in 0..count {
-                        let start = (first + v) * 16;
-                        let columns = HeadColumns::new(requant, center, start);
-                        let owed = each(&words(&packed[parts.column_sums..], start), |sum| {
-                            sum.wrapping_mul(book.h)
-                        });
-                        let len = usize::min(16, head_dim - start);
-                        for (r, row) in total[..rows].iter().enumerate() {
-                            let mut exact = row[v];
-                            for (exact, owed) in exact.iter_mut().zip(owed) {
-                                *exact = exact.wrapping_sub(owed);
+                    let mut factors = [0.0; MR];
+                    for (factor, &sum) in factors.iter_mut().zip(&sums) {
+                        *factor = row_factor(softmax, sum);
+                    }
+                    for (first, count) in value_tiles.iter() {
+                        let bytes = &packed[parts.values + first * parts.value_panel..]
+                            [..count * parts.value_panel];
+                        values(&entries[..MR * row_len], row_len, rows, bytes, &mut total);
+                        for p in 1..book.planes {
+                            let entries = &entries[p * MR * row_len..][..MR * row_len];
+                            values(entries, row_len, rows, bytes, &mut acc);
+                            add_shifted(&mut total, &acc, p as u32 * book.plane_bits);
+                        }
+                        for v in 0..count {
+                            let start = (first + v) * 16;
+                            let columns = HeadColumns::new(requant, center, start);
+                            let owed = each(&words(&packed[parts.column_sums..], start), |sum| {
+                                sum.wrapping_mul(book.h)
+                            });
+                            let len = usize::min(16, head_dim - start);
+                            for (r, row) in total[..rows].iter().enumerate() {
+                                let mut exact = row[v];
+                                for (exact, owed) in exact.iter_mut().zip(owed) {
+                                    *exact = exact.wrapping_sub(owed);
+                                }
+                                let at = row_of(i + r) * out.row_stride + out.col + start;
+                                let codes = columns.codes(&exact, sums[r], factors[r]);
+                                copy(&mut out.rows[at..at + len], &codes);
                             }
-                            let at = (i + r) * out.row_stride + out.col + start;
-                            let codes = columns.codes(&exact, sums[r], factors[r]);
-                            copy(&mut out.rows[at..at + len], &codes);
+                        }
+                    }
+                }
+                AttentionMethod::Shift(form) => {
+                    for r in 0..rows {
+                        encode(&score_row(r), entries);
+                        let values = &packed[parts.rows..parts.key_sums];
+                        let sum = shift_row(&entries[..tokens], values, parts.row_len, shifted);
+                        let sum = sum.wrapping_sub(form.constant().wrapping_mul(tokens as i32));
+                        let f = row_factor(softmax, sum);
+                        for start in (0..head_dim).step_by(16) {
+                            let columns = HeadColumns::new(requant, center, start);
+                            let column_sums = words(&packed[parts.column_sums..], start);
+                            let mut exact = sixteen(shifted, start);
+                            for (exact, column_sum) in exact.iter_mut().zip(column_sums) {
+                                *exact =
+                                    exact.wrapping_sub(form.constant().wrapping_mul(column_sum));
+                            }
+                            let at = row_of(i + r) * out.row_stride + out.col + start;
+                            let len = usize::min(16, head_dim - start);
+                            copy(&mut out.rows[at..at + len], &columns.codes(&exact, sum, f));
                         }
                     }
                 }
             }
-            AttentionMethod::Shift(form) => {
-                for r in 0..rows {
-                    encode(&score_row(r), entries);
-                    let values = &packed[parts.rows..parts.key_sums];
-                    let sum = shift_row(&entries[..tokens], values, parts.row_len, shifted);
-                    let sum = sum.wrapping_sub(form.constant().wrapping_mul(tokens as i32));
-                    let f = row_factor(softmax, sum);
-                    for start in (0..head_dim).step_by(16) {
-                        let columns = HeadColumns::new(requant, center, start);
-                        let column_sums = words(&packed[parts.column_sums..], start);
-                        let mut exact = sixteen(shifted, start);
-                        for (exact, column_sum) in exact.iter_mut().zip(column_sums) {
-                            *exact = exact.wrapping_sub(form.constant().wrapping_mul(column_sum));
-                        }
-                        let at = (i + r) * out.row_stride + out.col + start;
-                        let len = usize::min(16, head_dim - start);
-                        copy(&mut out.rows[at..at + len], &columns.codes(&exact, sum, f));
-                    }
+        }
+    }
+}
+
+/// Queries that see the same keys.
+struct Block<'a> {
+    /// The keys and values.
+    packed: &'a [u8],
+    /// The queries' numbers among these tokens.
+    tokens: Range<usize>,
+    /// Token `i` is row `first + lines.row(i)` of the queries, modulo 2^64: a cell
+    /// may begin before them.
+    lines: Lines,
+    first: usize,
+    /// Of all tokens, `[tokens, whole panels]`, or nothing.
+    bias: &'a [i32],
+}
+
+impl Source<'_> {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        match self {
+            Source::Packed(_) => 1,
+            Source::Cells { cells, .. } => cells.first.len(),
+        }
+    }
+
+    #[inline(always)]
+    fn block(
+        &mut self,
+        cell: usize,
+        shape: &HeadShape,
+        queries: &Queries,
+        pack: impl Fn(&HeadShape, &KeysValues, &mut [u8]),
+    ) -> Block<'_> {
+        match self {
+            Source::Packed(packed) => Block {
+                packed,
+                tokens: 0..queries.len(),
+                lines: Lines::ONE,
+                first: 0,
+                bias: &[],
+            },
+            Source::Cells {
+                cells,
+                keys_values,
+                packed,
+            } => {
+                let first = cells.first[cell] as usize;
+                let tokens = cells.own_tokens(cell, shape.tokens);
+                if !tokens.is_empty() {
+                    let rows = &keys_values.rows[first * keys_values.row_stride..];
+                    let lines = cells.lines;
+                    pack(
+                        shape,
+                        &KeysValues {
+                            rows,
+                            lines,
+                            ..**keys_values
+                        },
+                        packed,
+                    );
+                }
+                Block {
+                    packed,
+                    tokens,
+                    lines: cells.lines,
+                    first: first.wrapping_sub(cells.own.start),
+                    bias: cells.bias,
                 }
             }
         }

@@ -58,6 +58,7 @@ pub(super) fn attention(call: AttentionCall) {
         &layout(&shape),
         &book,
         call,
+        |shape, keys_values, out| attention_pack(shape, keys_values, out),
         |scores| {
             scores.by_panel(|q, stride, rows, panel, acc| {
                 tile_of_rows(shift, q, stride, rows, head_dim, panel, acc)

@@ -77,6 +77,7 @@ pub(super) fn attention(call: AttentionCall) {
         layout(&shape),
         &book,
         call,
+        |shape, keys_values, out| attention_pack(shape, keys_values, out),
         |tile| scores(path, head_dim, tile),
         |entries, stride, _rows, panel, acc| {
             values(value_spill, entries, stride, tokens, panel, acc)

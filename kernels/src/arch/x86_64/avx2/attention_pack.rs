@@ -23,7 +23,7 @@ use core::arch::x86_64::{
     _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 
-use crate::{HeadShape, KeysValues, arch::common::attention::HeadLayout};
+use crate::{HeadShape, KeysValues, Lines, arch::common::attention::HeadLayout};
 
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -57,6 +57,7 @@ fn store32(bytes: &mut [u8; 32], value: __m256i) {
 struct Columns<'a> {
     rows: &'a [u8],
     stride: usize,
+    lines: Lines,
     col: usize,
     tokens: usize,
     len: usize,
@@ -70,7 +71,7 @@ impl Columns<'_> {
         if token >= self.tokens {
             return [self.center; N];
         }
-        let row = &self.rows[token * self.stride + self.col..][..self.len];
+        let row = &self.rows[self.lines.row(token) * self.stride + self.col..][..self.len];
         if let Some(whole) = row[start..].first_chunk() {
             return *whole;
         }
@@ -152,6 +153,7 @@ fn columns<'a>(shape: &HeadShape, keys_values: &'a KeysValues, col: usize) -> Co
     Columns {
         rows: keys_values.rows,
         stride: keys_values.row_stride,
+        lines: keys_values.lines,
         col,
         tokens: shape.tokens,
         len: shape.head_dim,

@@ -55,6 +55,7 @@ pub(super) fn attention(call: AttentionCall) {
         &LAYOUT,
         &book,
         call,
+        |shape, keys_values, out| attention_pack(shape, keys_values, out),
         |tile| scores(head_dim, tile),
         |entries, stride, _rows, panels, acc| values(entries, stride, tokens, panels, acc),
         |row, out| encode(&search, row, out),

@@ -57,6 +57,7 @@ pub(super) fn attention(call: AttentionCall) {
         &LAYOUT,
         &book,
         call,
+        |shape, keys_values, out| attention_pack(shape, keys_values, out),
         |tile| scores(head_dim, tile),
         |entries, stride, _rows, panel, acc| values(entries, stride, tokens, panel, acc),
         |row, out| encode(&codes, row, out),
