@@ -27,6 +27,7 @@ pub(crate) struct Functions {
     pub(crate) layer_norm_codes: unsafe fn(&NormCall, &ActQuant, &mut [u8]),
     pub(crate) quantize: unsafe fn(&[f32], usize, &ActQuant, &mut [u8]),
     pub(crate) snap: unsafe fn(&ActCodebook, &mut [u8]),
+    pub(crate) gate: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) attention_pack_len: fn(&HeadShape) -> usize,
     pub(crate) attention_pack: unsafe fn(&HeadShape, &KeysValues, &mut [u8]),
@@ -333,6 +334,18 @@ impl Kernels {
         book.check();
         // SAFETY: `self` exists only where the CPU has its ISA.
         unsafe { (self.functions.snap)(&book, codes) }
+    }
+
+    /// `out = silu(gates) * values`, element by element:
+    /// [`reference::gate`](crate::reference::gate).
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gate(&self, gates: &[f32], values: &[f32], out: &mut [f32]) {
+        assert_eq!(gates.len(), out.len(), "gates and out have one length");
+        assert_eq!(values.len(), out.len(), "values and out have one length");
+        // SAFETY: `self` exists only where the CPU has its ISA.
+        unsafe { (self.functions.gate)(gates, values, out) }
     }
 
     /// `out = x + y`, element by element.

@@ -101,6 +101,17 @@ fn quantize_and_add() {
                 kernels.add(&x, &y, &mut sum);
                 assert_eq!(bits(&sum), bits(&expected), "{:?}", kernels.isa());
             });
+            let gates: Vec<f32> = x.iter().map(|x| 20.0 * x).collect();
+            let expected = gates
+                .iter()
+                .zip(&y)
+                .map(|(&g, &v)| reference::gate::gate(g, v));
+            let expected: Vec<f32> = expected.collect();
+            for_each_isa(|kernels| {
+                let mut gated = vec![0.0; m * d];
+                kernels.gate(&gates, &y, &mut gated);
+                assert_eq!(bits(&gated), bits(&expected), "{:?}", kernels.isa());
+            });
         }
     }
 }

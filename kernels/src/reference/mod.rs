@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod exp_log;
+pub mod gate;
 pub mod gelu;
 pub mod gemm;
 pub mod layer_norm;

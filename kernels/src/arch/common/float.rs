@@ -16,7 +16,7 @@ use super::{
     epilogue::{Quant, load, put, put_u8},
     lanes::Lanes,
 };
-use crate::{ActQuant, arch::sqrt, table::NormCall};
+use crate::{ActQuant, arch::sqrt, reference, table::NormCall};
 
 /// Rows that are normalised side by side.
 const ROWS: usize = 8;
@@ -255,6 +255,14 @@ fn quantize_block<L: Lanes, const WHOLE: bool>(
     let columns = Quant::new::<WHOLE>(l, quant, start);
     for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
         columns.store(l, load::<L, WHOLE>(l, x, start), &mut out[start..end]);
+    }
+}
+
+/// `out = silu(gates) * values`.
+#[inline(always)]
+pub(crate) fn gate(gates: &[f32], values: &[f32], out: &mut [f32]) {
+    for ((out, &g), &v) in out.iter_mut().zip(gates).zip(values) {
+        *out = reference::gate::gate(g, v);
     }
 }
 

@@ -29,6 +29,11 @@ macro_rules! float_kernels {
         }
 
         #[target_feature(enable = $features)]
+        fn gate(gates: &[f32], values: &[f32], out: &mut [f32]) {
+            $crate::arch::common::float::gate(gates, values, out);
+        }
+
+        #[target_feature(enable = $features)]
         fn add(x: &[f32], y: &[f32], out: &mut [f32]) {
             $crate::arch::common::float::add(x, y, out);
         }

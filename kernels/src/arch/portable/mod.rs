@@ -27,6 +27,7 @@ pub(crate) const FUNCTIONS: Functions = Functions {
     layer_norm_codes,
     quantize,
     snap,
+    gate,
     add,
     attention_pack_len: attention::attention_pack_len,
     attention_pack: attention::attention_pack,
@@ -66,6 +67,10 @@ fn snap(book: &ActCodebook, codes: &mut [u8]) {
     for code in codes {
         *code = table[usize::from(*code)];
     }
+}
+
+fn gate(gates: &[f32], values: &[f32], out: &mut [f32]) {
+    float::gate(gates, values, out);
 }
 
 fn add(x: &[f32], y: &[f32], out: &mut [f32]) {

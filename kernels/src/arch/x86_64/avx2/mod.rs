@@ -25,6 +25,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
         layer_norm_codes,
         quantize,
         snap: snap::snap,
+        gate,
         add,
         attention_pack_len: attention::attention_pack_len,
         attention_pack: attention::attention_pack,
