@@ -20,12 +20,12 @@ use core::ops::Range;
 use std::io::{Read, Seek};
 
 use tpvit_kernels::{
-    ActQuant, GemmShape, HeadShape, Kernels, MAX_HEAD_DIM, MAX_TOKENS, ShiftForm, SoftmaxCodes,
-    SoftmaxKind as Kind,
+    ActQuant, Cells, GemmShape, HeadShape, Kernels, Lines, MAX_BIAS, MAX_HEAD_DIM, MAX_TOKENS,
+    ShiftForm, SoftmaxCodes, SoftmaxKind as Kind,
 };
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, BufferId, Codebook, Model, ModelInfo, Op, Program,
-    SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId, WeightTensor,
+    Activation, ActivationQuant, BitWidth, BufferId, Cell, Codebook, Model, ModelInfo, Op, Pooling,
+    Program, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId, WeightTensor, Window,
 };
 #[cfg(feature = "std")]
 use tpvit_models::{ReadError, TensorReader};
@@ -58,16 +58,23 @@ pub(crate) enum Work {
     LayerNorm(LayerNorm),
     Linear(Linear),
     Attention(Attention),
+    HeadNorm(HeadNorm),
+    Gate(Gate),
     SelectToken(SelectToken),
+    Pool(Pool),
+    /// A patch merge, done by the LayerNorm that reads it; with several lanes they
+    /// give each other their rows here.
+    Merge(Rows),
 }
 
 impl Work {
     /// Whether all lanes meet in it, even those that compute no row.
     pub(crate) fn meets(&self) -> bool {
         match self {
-            Work::Attention(_) => true,
+            Work::Attention(_) | Work::Pool(_) | Work::Merge(_) => true,
             Work::SelectToken(work) => work.owner != 0,
-            Work::PatchEmbed(_) | Work::LayerNorm(_) | Work::Linear(_) => false,
+            Work::LayerNorm(work) => work.merge.is_some(),
+            Work::PatchEmbed(_) | Work::Linear(_) | Work::HeadNorm(_) | Work::Gate(_) => false,
         }
     }
 }
@@ -85,9 +92,53 @@ pub(crate) struct PatchEmbed {
 
 pub(crate) struct LayerNorm {
     pub(crate) input: Place,
+    /// Set where a row is four rows of what is merged.
+    pub(crate) merge: Option<MergedRows>,
     pub(crate) gamma: Vec<f32>,
     pub(crate) beta: Vec<f32>,
     pub(crate) eps: f32,
+    pub(crate) quant: Option<Quant>,
+}
+
+/// LayerNorm of q and k within each head.
+pub(crate) struct HeadNorm {
+    pub(crate) input: Place,
+    pub(crate) head_dim: usize,
+    /// `[2, head_dim]`, and so is `beta`.
+    pub(crate) gamma: Vec<f32>,
+    pub(crate) beta: Vec<f32>,
+    pub(crate) eps: f32,
+    pub(crate) quant: Quant,
+}
+
+/// The gate of SwiGLU.
+pub(crate) struct Gate {
+    pub(crate) input: Place,
+    pub(crate) quant: Option<Quant>,
+}
+
+/// Rows that are four of another buffer, `[h * w, d]`.
+pub(crate) struct MergedRows {
+    /// Columns of the grid, w.
+    pub(crate) grid_width: usize,
+    /// Channels of a row, d.
+    pub(crate) d: usize,
+}
+
+/// An f32 buffer that lanes read each other's rows of.
+pub(crate) struct Rows {
+    /// Where a lane has its own.
+    pub(crate) place: Place,
+    /// Of all lanes.
+    pub(crate) count: usize,
+    pub(crate) cols: usize,
+}
+
+/// Several rows made one, in lane 0.
+pub(crate) struct Pool {
+    pub(crate) input: Rows,
+    pub(crate) tokens: Range<usize>,
+    pub(crate) pool: Pooling,
     pub(crate) quant: Option<Quant>,
 }
 
@@ -162,6 +213,19 @@ pub(crate) struct Attention {
     /// One for all heads, or one for each.
     pub(crate) codebooks: Vec<AttentionCodebook>,
     pub(crate) quant: Quant,
+    /// Where the tokens are cut into cells: those of each shape.
+    pub(crate) cells: Option<Vec<CellGroup>>,
+}
+
+/// Cells of one height and width.
+pub(crate) struct CellGroup {
+    pub(crate) shape: HeadShape,
+    pub(crate) pack_len: usize,
+    pub(crate) lines: Lines,
+    /// The first token of each.
+    pub(crate) first: Vec<u32>,
+    /// Of each head, as [`Cells::bias`]; empty without a bias.
+    pub(crate) bias: Vec<Vec<i32>>,
 }
 
 /// What attention codes stand for.
@@ -245,6 +309,10 @@ pub(crate) struct Sizes {
     pub(crate) bytes_len: usize,
     pub(crate) sums_len: usize,
     pub(crate) scratch_len: usize,
+    /// f32 of a row between two steps of one operation.
+    pub(crate) row_len: usize,
+    /// Elements of the result, where lanes other than 0 have a part of it; else 0.
+    pub(crate) shared_result: usize,
     /// Nothing if there is one lane.
     pub(crate) exchange: ExchangeSize,
 }
@@ -277,7 +345,7 @@ impl Layout {
                 len,
             });
         }
-        check_logits(program)?;
+        needs.result(program);
         let (float_places, floats_len) = plan::place(&lives.floats);
         let (byte_places, bytes_len) = plan::place(&lives.bytes);
         let targets = lives
@@ -301,6 +369,8 @@ impl Layout {
                 bytes_len,
                 sums_len: needs.sums,
                 scratch_len: needs.scratch,
+                row_len: needs.row,
+                shared_result: needs.shared_result,
                 exchange: needs.exchange,
             },
             weight_bytes: needs.weights,
@@ -312,7 +382,8 @@ impl Layout {
     pub(crate) fn memory(&self) -> MemoryPlan {
         let sizes = &self.sizes;
         let exchange = &sizes.exchange;
-        let floats = sizes.lanes * sizes.floats_len + exchange.row_len;
+        let shared = exchange.floats + sizes.shared_result;
+        let floats = sizes.lanes * (sizes.floats_len + sizes.row_len) + shared;
         let head = exchange.head_len + exchange.pack_len;
         let exchanged = exchange.pixels + exchange.heads * head;
         MemoryPlan {
@@ -377,18 +448,6 @@ impl<R: Read + Seek> TensorSource for &mut TensorReader<'_, R> {
     }
 }
 
-/// The logits are one row, which lane 0 has.
-fn check_logits(program: &Program) -> Result<(), SessionError> {
-    let op = program.ops.len() - 1;
-    match program.buffers[program.ops[op].output().index()].rows {
-        1 => Ok(()),
-        _ => Err(SessionError::Unsupported {
-            op,
-            what: "logits in more than one row",
-        }),
-    }
-}
-
 /// Sizes that grow over the operations.
 struct Needs {
     attention: AttentionMethod,
@@ -396,6 +455,9 @@ struct Needs {
     exchange: ExchangeSize,
     sums: usize,
     scratch: usize,
+    row: usize,
+    /// Elements of the result that lanes other than 0 have a part of.
+    shared_result: usize,
     weights: usize,
     constants: usize,
 }
@@ -408,6 +470,8 @@ impl Needs {
             exchange: ExchangeSize::default(),
             sums: 0,
             scratch: 0,
+            row: 0,
+            shared_result: 0,
             weights: 0,
             constants: 0,
         }
@@ -478,35 +542,78 @@ impl Needs {
                 qkv,
                 heads,
                 head_dim,
+                window,
+                bias,
                 ..
             } => {
-                let shape = head_shape(info, qkv, head_dim);
-                self.check_attention(info, index, &shape)?;
-                self.scratch = self.scratch.max(kernels.attention_scratch_len(&shape));
+                let whole = head_shape(info, qkv, head_dim);
+                let shapes = match window {
+                    None => vec![whole],
+                    Some(window) => {
+                        let cells = CellKind::of(&window);
+                        self.constants += cells
+                            .iter()
+                            .map(|kind| kind.bytes(heads, bias.is_some()))
+                            .sum::<usize>();
+                        cells.iter().map(|kind| kind.shape(&whole)).collect()
+                    }
+                };
+                let mut pack_len = 0;
+                for shape in &shapes {
+                    self.check_attention(info, index, shape)?;
+                    self.scratch = self.scratch.max(kernels.attention_scratch_len(shape));
+                    pack_len = pack_len.max(kernels.attention_pack_len(shape));
+                }
                 let codes = softmax_quant(info, index);
                 let thresholds = usize::from(codes.bits.max_code());
                 let multipliers = codes.codebooks.iter().map(|c| c.multipliers.len());
                 self.constants += heads * thresholds * size_of::<i32>();
                 self.constants += multipliers.sum::<usize>() * size_of::<i16>();
                 self.constants += heads * head_dim * (size_of::<f32>() + 1);
-                let pack_len = kernels.attention_pack_len(&shape);
                 if self.lanes == 1 {
                     return Ok(pack_len);
                 }
                 let exchange = &mut self.exchange;
                 exchange.heads = exchange.heads.max(heads);
-                exchange.head_len = exchange.head_len.max(shape.tokens * 2 * head_dim);
+                exchange.head_len = exchange.head_len.max(whole.tokens * 2 * head_dim);
+                if window.is_some() {
+                    return Ok(pack_len); // each lane packs the cells of its rows
+                }
                 exchange.pack_len = exchange.pack_len.max(pack_len);
                 Ok(0)
             }
-            Op::HeadNorm { .. } | Op::Gate { .. } | Op::Pool { .. } | Op::PatchMerge { .. } => {
-                let what = op.kind();
-                Err(SessionError::Unsupported { op: index, what })
+            Op::HeadNorm {
+                head_dim, output, ..
+            } => {
+                self.constants += 4 * head_dim * size_of::<f32>();
+                self.row = self.row.max(buffer(output).cols / 3);
+                Ok(0)
+            }
+            Op::Gate { output, .. } => {
+                self.row = self.row.max(buffer(output).cols);
+                Ok(0)
+            }
+            Op::Pool {
+                input,
+                count,
+                output,
+                ..
+            } => {
+                self.row = self.row.max(buffer(output).cols);
+                self.give(count * buffer(input).cols);
+                Ok(0)
+            }
+            Op::PatchMerge { input, output, .. } => {
+                if !merged_by_norm(program, index) {
+                    let what = "merged patches that no LayerNorm alone reads";
+                    return Err(SessionError::Unsupported { op: index, what });
+                }
+                self.row = self.row.max(buffer(output).cols);
+                self.give(buffer(input).rows * buffer(input).cols);
+                Ok(0)
             }
             Op::SelectToken { output, .. } => {
-                if self.lanes > 1 {
-                    self.exchange.row_len = self.exchange.row_len.max(buffer(output).cols);
-                }
+                self.give(buffer(output).cols);
                 Ok(0)
             }
         }
@@ -529,6 +636,22 @@ impl Needs {
                 unsupported("attention codes that are not powers of two (use the decode method)")
             }
             AttentionMethod::Shift | AttentionMethod::Decode => Ok(()),
+        }
+    }
+
+    /// Lanes, if there are several, give each other `len` elements of f32 rows.
+    fn give(&mut self, len: usize) {
+        if self.lanes > 1 {
+            self.exchange.floats = self.exchange.floats.max(len);
+        }
+    }
+
+    /// The result of more than one row belongs to all lanes.
+    fn result(&mut self, program: &Program) {
+        let [rows, cols] = program.output_shape();
+        if rows > 1 && self.lanes > 1 {
+            self.give(rows * cols);
+            self.shared_result = rows * cols;
         }
     }
 
@@ -580,13 +703,20 @@ impl<S: TensorSource> Build<'_, S> {
                 beta,
                 eps,
                 output,
-            } => Work::LayerNorm(LayerNorm {
-                input: self.floats(input),
-                gamma: self.float(gamma)?,
-                beta: self.float(beta)?,
-                eps,
-                quant: self.quant(output),
-            }),
+            } => {
+                let (source, merge) = match self.merge(input) {
+                    Some((source, rows)) => (source, Some(rows)),
+                    None => (input, None),
+                };
+                Work::LayerNorm(LayerNorm {
+                    input: self.floats(source),
+                    merge,
+                    gamma: self.float(gamma)?,
+                    beta: self.float(beta)?,
+                    eps,
+                    quant: self.quant(output),
+                })
+            }
             Op::Linear {
                 input,
                 weight,
@@ -601,17 +731,42 @@ impl<S: TensorSource> Build<'_, S> {
                 residual: self.residual(residual, output),
                 quant: self.quant(output),
             }),
-            Op::Attention {
-                qkv,
-                heads,
+            Op::Attention { .. } => Work::Attention(self.attention(index, op)?),
+            Op::HeadNorm {
+                input,
                 head_dim,
-                scale,
+                gamma,
+                beta,
+                eps,
                 output,
                 ..
-            } => Work::Attention(self.attention(index, qkv, heads, head_dim, scale, output)),
-            Op::HeadNorm { .. } | Op::Gate { .. } | Op::Pool { .. } | Op::PatchMerge { .. } => {
-                unreachable!("the layout was made, so every operation has a kernel")
-            }
+            } => Work::HeadNorm(HeadNorm {
+                input: self.floats(input),
+                head_dim,
+                gamma: self.float(gamma)?,
+                beta: self.float(beta)?,
+                eps,
+                quant: self
+                    .quant(output)
+                    .expect("a head norm writes codes in a valid program"),
+            }),
+            Op::Gate { input, output } => Work::Gate(Gate {
+                input: self.floats(input),
+                quant: self.quant(output),
+            }),
+            Op::Pool {
+                input,
+                first,
+                count,
+                pool,
+                output,
+            } => Work::Pool(Pool {
+                input: self.rows(input),
+                tokens: first..first + count,
+                pool,
+                quant: self.quant(output),
+            }),
+            Op::PatchMerge { input, .. } => Work::Merge(self.rows(input)),
             Op::SelectToken { input, token, .. } => {
                 let lanes = self.layout.sizes.lanes;
                 let rows = self.info.program().buffers[input.index()].rows;
@@ -668,15 +823,40 @@ impl<S: TensorSource> Build<'_, S> {
         })
     }
 
-    fn attention(
-        &self,
-        index: usize,
-        qkv: BufferId,
-        heads: usize,
-        head_dim: usize,
-        scale: f32,
-        output: BufferId,
-    ) -> Attention {
+    /// What is merged in `buffer`, and how.
+    fn merge(&self, buffer: BufferId) -> Option<(BufferId, MergedRows)> {
+        let d = |input: BufferId| self.info.program().buffers[input.index()].cols;
+        let mut ops = self.info.program().ops.iter();
+        ops.find_map(|op| match *op {
+            Op::PatchMerge {
+                input,
+                grid,
+                output,
+            } if output == buffer => Some((
+                input,
+                MergedRows {
+                    grid_width: grid[1],
+                    d: d(input),
+                },
+            )),
+            _ => None,
+        })
+    }
+
+    fn attention(&mut self, index: usize, op: &Op) -> Result<Attention, S::Error> {
+        let Op::Attention {
+            qkv,
+            heads,
+            head_dim,
+            scale,
+            window,
+            bias,
+            output,
+        } = *op
+        else {
+            unreachable!("only called for attention");
+        };
+        let bias = self.optional_float(bias)?;
         let codes = softmax_quant(self.info, index);
         let input = act_quant(self.info, qkv);
         let d = heads * head_dim;
@@ -709,7 +889,17 @@ impl<S: TensorSource> Build<'_, S> {
             },
         };
         let shape = head_shape(self.info, qkv, head_dim);
-        Attention {
+        let units = |h: usize| {
+            let [q, k] = [0, d].map(|part| f64::from(input.scale_at(part + h * head_dim)));
+            q * k * f64::from(scale)
+        };
+        let cells = window.map(|window| {
+            let kinds = CellKind::of(&window).into_iter();
+            kinds
+                .map(|kind| kind.group(self.kernels, &window, &shape, &bias, (0..heads).map(units)))
+                .collect()
+        });
+        Ok(Attention {
             qkv: self.codes(qkv),
             packed: self.layout.extra[index].clone(),
             pack_len: self.kernels.attention_pack_len(&shape),
@@ -721,7 +911,8 @@ impl<S: TensorSource> Build<'_, S> {
             quant: self
                 .quant(output)
                 .expect("attention writes codes in a valid program"),
-        }
+            cells,
+        })
     }
 
     fn quant(&self, buffer: BufferId) -> Option<Quant> {
@@ -746,12 +937,139 @@ impl<S: TensorSource> Build<'_, S> {
         }
     }
 
+    fn rows(&self, buffer: BufferId) -> Rows {
+        let shape = &self.info.program().buffers[buffer.index()];
+        Rows {
+            place: self.floats(buffer),
+            count: shape.rows,
+            cols: shape.cols,
+        }
+    }
+
     fn codes(&self, buffer: BufferId) -> Place {
         match &self.layout.targets[buffer.index()] {
             Target::Codes(place) => place.clone(),
             Target::Floats(_) => unreachable!("a valid program reads codes here"),
         }
     }
+}
+
+/// Cells of one height and width.
+struct CellKind {
+    height: usize,
+    width: usize,
+    grid_width: usize,
+    first: Vec<u32>,
+}
+
+impl CellKind {
+    /// The cells of a window by their shape.
+    fn of(window: &Window) -> Vec<CellKind> {
+        let mut kinds: Vec<CellKind> = Vec::new();
+        for cell in window.cells() {
+            let first = (cell.top * window.grid[1] + cell.left) as u32;
+            let same =
+                |kind: &&mut CellKind| [kind.height, kind.width] == [cell.height, cell.width];
+            match kinds.iter_mut().find(same) {
+                Some(kind) => kind.first.push(first),
+                None => kinds.push(CellKind {
+                    height: cell.height,
+                    width: cell.width,
+                    grid_width: window.grid[1],
+                    first: vec![first],
+                }),
+            }
+        }
+        kinds
+    }
+
+    fn tokens(&self) -> usize {
+        self.height * self.width
+    }
+
+    fn shape(&self, whole: &HeadShape) -> HeadShape {
+        HeadShape {
+            tokens: self.tokens(),
+            ..*whole
+        }
+    }
+
+    /// Bytes that a session keeps of it.
+    fn bytes(&self, heads: usize, biased: bool) -> usize {
+        let bias = match biased {
+            true => heads * self.tokens() * Cells::bias_row_len(self.tokens()) * size_of::<i32>(),
+            false => 0,
+        };
+        bias + self.first.len() * size_of::<u32>()
+    }
+
+    /// `units` is what a score of 1 stands for, by head.
+    fn group(
+        self,
+        kernels: &Kernels,
+        window: &Window,
+        whole: &HeadShape,
+        bias: &[f32],
+        units: impl Iterator<Item = f64>,
+    ) -> CellGroup {
+        let shape = self.shape(whole);
+        let heads = bias.chunks_exact(window.bias_len()).zip(units);
+        CellGroup {
+            pack_len: kernels.attention_pack_len(&shape),
+            lines: Lines {
+                len: self.width,
+                stride: self.grid_width,
+            },
+            bias: heads
+                .map(|(bias, unit)| self.bias(window, bias, unit))
+                .collect(),
+            first: self.first,
+            shape,
+        }
+    }
+
+    /// The bias of a head in units of its scores, [`Cells::bias`].
+    fn bias(&self, window: &Window, bias: &[f32], unit: f64) -> Vec<i32> {
+        let cell = Cell {
+            top: 0,
+            left: 0,
+            height: self.height,
+            width: self.width,
+        };
+        let tokens = self.tokens();
+        let mut out = vec![0; tokens * Cells::bias_row_len(tokens)];
+        for (q, row) in out
+            .chunks_exact_mut(Cells::bias_row_len(tokens))
+            .enumerate()
+        {
+            for (k, out) in row[..tokens].iter_mut().enumerate() {
+                *out = integer_bias(bias[window.bias_index(&cell, q, k)], unit);
+            }
+        }
+        out
+    }
+}
+
+/// The nearest integer to `bias / unit`, half to even, within [`MAX_BIAS`].
+fn integer_bias(bias: f32, unit: f64) -> i32 {
+    // Adding 1.5 * 2^52 leaves no bits for a fraction.
+    const MAGIC: f64 = 6_755_399_441_055_744.0;
+    let most = f64::from(MAX_BIAS);
+    let units = (f64::from(bias) / unit).clamp(-most, most);
+    ((units + MAGIC) - MAGIC) as i32
+}
+
+/// Whether a LayerNorm, and nothing else, reads the merged patches.
+fn merged_by_norm(program: &Program, merge: usize) -> bool {
+    let merged = program.ops[merge].output();
+    let mut readers = program
+        .ops
+        .iter()
+        .filter(|op| op.inputs().contains(&Some(merged)));
+    matches!(
+        (readers.next(), readers.next()),
+        (Some(Op::LayerNorm { .. }), None)
+    )
 }
 
 /// `z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`, per output, w and z_w signed.

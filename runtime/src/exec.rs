@@ -9,14 +9,15 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use tpvit_kernels::{
-    ActCodebook, HeadOutput, HeadRequant, Kernels, KeysValues, Lines, Output, Queries, Requant,
+    ActCodebook, Cells, HeadOutput, HeadRequant, Kernels, KeysValues, Lines, Output, Queries,
+    Requant,
 };
-use tpvit_models::{Activation, Codebook, Program};
+use tpvit_models::{Activation, Codebook, Pooling, Program};
 
 use crate::aligned::Aligned;
 use crate::compile::{
-    Attention, LayerNorm, Linear, PatchEmbed, Product, Residual, SelectToken, Sizes, Step, Target,
-    Work,
+    Attention, CellGroup, Gate, HeadNorm, LayerNorm, Linear, MergedRows, PatchEmbed, Pool, Product,
+    Residual, Rows, SelectToken, Sizes, Step, Target, Work,
 };
 use crate::lanes::{Exchange, Part, Shared, share};
 use crate::plan::Place;
@@ -37,6 +38,7 @@ pub(crate) struct Memory {
     bytes: Aligned<u8>,
     sums: Aligned<i32>,
     scratch: Aligned<u8>,
+    row: Aligned<f32>,
 }
 
 impl Memory {
@@ -47,6 +49,7 @@ impl Memory {
             bytes: Aligned::zeroed(sizes.bytes_len),
             sums: Aligned::zeroed(sizes.sums_len),
             scratch: Aligned::zeroed(sizes.scratch_len),
+            row: Aligned::zeroed(sizes.row_len),
         }
     }
 }
@@ -67,6 +70,23 @@ impl Lane<'_> {
         for step in &network.steps {
             self.step(step).run(pixels);
         }
+        self.give_result();
+    }
+
+    /// Gives this lane's rows of the result to the others, where it has more
+    /// rows than lane 0's.
+    fn give_result(&mut self) {
+        if self.network.sizes.shared_result == 0 {
+            return;
+        }
+        let Some(exchange) = self.exchange else {
+            return;
+        };
+        let last = self.network.steps.last().expect("a program has operations");
+        let run = self.step(last);
+        let rows = run.output();
+        exchange.put_floats(run.own.start * run.cols, &run.memory.floats[rows]);
+        exchange.meet();
     }
 
     /// As [`forward`](Lane::forward); after each operation `observer`, which
@@ -80,11 +100,15 @@ impl Lane<'_> {
         for (index, step) in network.steps.iter().enumerate() {
             let mut run = self.step(step);
             run.run(pixels);
+            if let Work::Merge(_) = step.work {
+                continue; // it writes nothing
+            }
             let observer = observer.as_deref_mut();
             run.observe(observer.map(|observer| {
                 |view: View<'_>| observer.after(index, step.output, step.rows.clone(), view)
             }));
         }
+        self.give_result();
     }
 
     fn step<'s>(&'s mut self, step: &'s Step) -> Run<'s> {
@@ -134,8 +158,15 @@ impl Run<'_> {
             Work::PatchEmbed(work) => self.patch_embed(work, pixels),
             Work::LayerNorm(work) => self.layer_norm(work),
             Work::Linear(work) => self.linear(work),
-            Work::Attention(work) => self.attention(work),
+            Work::Attention(work) => match &work.cells {
+                None => self.attention(work),
+                Some(cells) => self.window_attention(work, cells),
+            },
+            Work::HeadNorm(work) => self.head_norm(work),
+            Work::Gate(work) => self.gate(work),
             Work::SelectToken(work) => self.select_token(work),
+            Work::Pool(work) => self.pool(work),
+            Work::Merge(rows) => self.give(rows, 0..rows.count),
         }
         self.snap();
     }
@@ -229,6 +260,10 @@ impl Run<'_> {
     }
 
     fn layer_norm(&mut self, work: &LayerNorm) {
+        if let Some(merge) = &work.merge {
+            self.merge_norm(work, merge);
+            return;
+        }
         let (m, d) = (self.rows.len(), self.cols);
         let (input, output) = (self.part(&work.input, d), self.output());
         let (gamma, beta, eps) = (&work.gamma, &work.beta, work.eps);
@@ -246,6 +281,165 @@ impl Run<'_> {
         }
     }
 
+    /// Normalises rows that are four rows of another buffer, each gathered when
+    /// its turn comes.
+    fn merge_norm(&mut self, work: &LayerNorm, merge: &MergedRows) {
+        let output = self.output();
+        let (rows, cols, kernels) = (self.rows.clone(), self.cols, self.kernels);
+        let Memory {
+            floats, bytes, row, ..
+        } = &mut *self.memory;
+        let row = &mut row[..cols];
+        let gather = |number: usize, from: &[f32], row: &mut [f32]| {
+            let (width, d) = (merge.grid_width, merge.d);
+            let (y, x) = (number / (width / 2), number % (width / 2));
+            let first = 2 * y * width + 2 * x;
+            let corners = [first, first + width, first + 1, first + width + 1];
+            for (corner, to) in corners.into_iter().zip(row.chunks_exact_mut(d)) {
+                to.copy_from_slice(&from[corner * d..][..d]);
+            }
+        };
+        let (gamma, beta, eps) = (&work.gamma, &work.beta, work.eps);
+        let mut norm = |from: &[f32], out: &mut [f32], bytes: &mut [u8]| {
+            for (i, number) in rows.clone().enumerate() {
+                gather(number, from, row);
+                let at = output.start + i * cols..output.start + (i + 1) * cols;
+                match &work.quant {
+                    Some(quant) => {
+                        let (quant, out) = (quant.all(), &mut bytes[at]);
+                        kernels.layer_norm_codes(row, 1, cols, gamma, beta, eps, quant, out);
+                    }
+                    None => {
+                        let out = &mut out[i * cols..(i + 1) * cols];
+                        kernels.layer_norm(row, 1, cols, gamma, beta, eps, out);
+                    }
+                }
+            }
+        };
+        match (self.exchange, &work.quant) {
+            (None, Some(_)) => norm(&floats[work.input.clone()], &mut [], bytes),
+            (None, None) => {
+                let (from, out) = two(floats, work.input.clone(), output.clone());
+                norm(from, out, bytes);
+            }
+            (Some(exchange), Some(_)) => {
+                exchange.floats(|from| norm(from, &mut [], bytes));
+                exchange.meet();
+            }
+            (Some(exchange), None) => {
+                let out = &mut floats[output.clone()];
+                exchange.floats(|from| norm(from, out, bytes));
+                exchange.meet();
+            }
+        }
+    }
+
+    /// Lets the other lanes see those of `wanted` that are this lane's rows.
+    fn give(&mut self, rows: &Rows, wanted: Range<usize>) {
+        let Some(exchange) = self.exchange else {
+            return;
+        };
+        let own = share(rows.count, self.index, self.lanes);
+        let start = wanted.start.clamp(own.start, own.end);
+        let end = wanted.end.clamp(start, own.end);
+        if start < end {
+            let from = rows.place.start + (start - own.start) * rows.cols;
+            let part = &self.memory.floats[from..][..(end - start) * rows.cols];
+            exchange.put_floats((start - wanted.start) * rows.cols, part);
+        }
+        exchange.meet();
+    }
+
+    fn head_norm(&mut self, work: &HeadNorm) {
+        let (d, head_dim) = (self.cols / 3, work.head_dim);
+        let (input, output) = (self.part(&work.input, 3 * d), self.output());
+        let Memory {
+            floats, bytes, row, ..
+        } = &mut *self.memory;
+        let rows = floats[input].chunks_exact(3 * d);
+        for (x, out) in rows.zip(bytes[output].chunks_exact_mut(3 * d)) {
+            for part in 0..2 {
+                let columns = part * d..(part + 1) * d;
+                let [gamma, beta] =
+                    [&work.gamma, &work.beta].map(|a| &a[part * head_dim..][..head_dim]);
+                let (heads, x, normed) = (d / head_dim, &x[columns.clone()], &mut row[..d]);
+                self.kernels
+                    .layer_norm(x, heads, head_dim, gamma, beta, work.eps, normed);
+                let quant = work.quant.columns(columns.clone());
+                self.kernels
+                    .quantize(normed, 1, d, quant, &mut out[columns]);
+            }
+            let quant = work.quant.columns(2 * d..3 * d);
+            self.kernels
+                .quantize(&x[2 * d..], 1, d, quant, &mut out[2 * d..]);
+        }
+    }
+
+    fn gate(&mut self, work: &Gate) {
+        let h = self.cols;
+        let (input, output) = (self.part(&work.input, 2 * h), self.output());
+        let Memory {
+            floats, bytes, row, ..
+        } = &mut *self.memory;
+        match &work.quant {
+            Some(quant) => {
+                let rows = floats[input].chunks_exact(2 * h);
+                for (x, out) in rows.zip(bytes[output].chunks_exact_mut(h)) {
+                    let (gates, values) = x.split_at(h);
+                    let gated = &mut row[..h];
+                    self.kernels.gate(gates, values, gated);
+                    self.kernels.quantize(gated, 1, h, quant.all(), out);
+                }
+            }
+            None => {
+                let (x, out) = two(floats, input, output);
+                for (x, out) in x.chunks_exact(2 * h).zip(out.chunks_exact_mut(h)) {
+                    let (gates, values) = x.split_at(h);
+                    self.kernels.gate(gates, values, out);
+                }
+            }
+        }
+    }
+
+    /// Sums in the order of the tokens, whichever lanes have them.
+    fn pool(&mut self, work: &Pool) {
+        let d = work.input.cols;
+        self.give(&work.input, work.tokens.clone());
+        if !self.rows.is_empty() {
+            let output = self.output();
+            let kernels = self.kernels;
+            let Memory {
+                floats, bytes, row, ..
+            } = &mut *self.memory;
+            let row = &mut row[..self.cols];
+            let mut pool = |tokens: &[f32]| match work.pool {
+                Pooling::Concat => row.copy_from_slice(tokens),
+                Pooling::Mean => {
+                    row.fill(0.0);
+                    for token in tokens.chunks_exact(d) {
+                        row.iter_mut().zip(token).for_each(|(sum, x)| *sum += x);
+                    }
+                    let count = work.tokens.len() as f32;
+                    row.iter_mut().for_each(|sum| *sum /= count);
+                }
+            };
+            match self.exchange {
+                None => pool(
+                    &floats[work.input.place.start + work.tokens.start * d..]
+                        [..work.tokens.len() * d],
+                ),
+                Some(exchange) => exchange.floats(|rows| pool(&rows[..work.tokens.len() * d])),
+            }
+            match &work.quant {
+                Some(quant) => kernels.quantize(row, 1, self.cols, quant.all(), &mut bytes[output]),
+                None => floats[output].copy_from_slice(row),
+            }
+        }
+        if let Some(exchange) = self.exchange {
+            exchange.meet(); // before the next rows are put in their place
+        }
+    }
+
     fn linear(&mut self, work: &Linear) {
         let (k, n) = (work.product.shape.k, self.cols);
         let (input, output) = (self.part(&work.input, k), self.output());
@@ -258,6 +452,7 @@ impl Run<'_> {
             bytes,
             sums,
             scratch,
+            row: _,
         } = &mut *self.memory;
         let (a, out) = match (&work.quant, &work.residual, work.activation) {
             (Some(quant), _, activation) => {
@@ -331,19 +526,16 @@ impl Run<'_> {
             }
             return;
         };
-        let own_heads = share(count, self.index, self.lanes);
-        let place = self.own.start * 2 * head_dim..self.own.end * 2 * head_dim;
-        for head in (own_heads.start..count).chain(0..own_heads.start) {
-            exchange.put_head(head, |rows| {
-                let rows = rows[place.clone()].chunks_exact_mut(2 * head_dim);
-                for (to, from) in rows.zip(qkv.chunks_exact(3 * d)) {
-                    let (k, v) = to.split_at_mut(head_dim);
-                    k.copy_from_slice(&from[d + head * head_dim..][..head_dim]);
-                    v.copy_from_slice(&from[2 * d + head * head_dim..][..head_dim]);
-                }
-            });
-        }
+        give_heads(
+            exchange,
+            self.index,
+            self.lanes,
+            self.own.clone(),
+            work,
+            qkv,
+        );
         exchange.meet();
+        let own_heads = share(count, self.index, self.lanes);
         for head in own_heads {
             exchange.pack_head(head, |rows, packed| {
                 let keys_values = KeysValues {
@@ -367,6 +559,71 @@ impl Run<'_> {
         }
     }
 
+    /// Attention in cells: each lane packs those that its rows lie in.
+    fn window_attention(&mut self, work: &Attention, groups: &[CellGroup]) {
+        let d = self.cols;
+        let head_dim = work.shape.head_dim;
+        let own = work.qkv.start..work.qkv.start + self.own.len() * 3 * d;
+        let queries = self.part(&work.qkv, 3 * d);
+        let queries = queries.start - own.start..queries.end - own.start;
+        let output = self.output();
+        let rows = self.rows.clone();
+        let [qkv, packed, out] = self
+            .memory
+            .bytes
+            .get_disjoint_mut([own, work.packed.clone(), output])
+            .expect("the plan keeps buffers of one step apart");
+        let mut heads = Heads {
+            kernels: self.kernels,
+            work,
+            d,
+            queries: &qkv[queries],
+            scratch: &mut self.memory.scratch,
+            out,
+        };
+        let mut attend = |head: usize, keys_values: &KeysValues<'_>| {
+            for group in groups {
+                heads.attend_cells(head, group, rows.clone(), keys_values, packed);
+            }
+        };
+        let count = work.heads.len();
+        let Some(exchange) = self.exchange else {
+            for head in 0..count {
+                let keys_values = KeysValues {
+                    rows: qkv,
+                    row_stride: 3 * d,
+                    lines: Lines::ONE,
+                    k_col: d + head * head_dim,
+                    v_col: 2 * d + head * head_dim,
+                };
+                attend(head, &keys_values);
+            }
+            return;
+        };
+        give_heads(
+            exchange,
+            self.index,
+            self.lanes,
+            self.own.clone(),
+            work,
+            qkv,
+        );
+        exchange.meet();
+        for head in 0..count {
+            exchange.head(head, |rows| {
+                let keys_values = KeysValues {
+                    rows: &rows[..work.shape.tokens * 2 * head_dim],
+                    row_stride: 2 * head_dim,
+                    lines: Lines::ONE,
+                    k_col: 0,
+                    v_col: head_dim,
+                };
+                attend(head, &keys_values);
+            });
+        }
+        exchange.meet(); // before the next keys and values are put in their place
+    }
+
     fn select_token(&mut self, work: &SelectToken) {
         let start = work.input.start + work.row * self.cols;
         let row = start..start + self.cols;
@@ -377,14 +634,41 @@ impl Run<'_> {
         }
         let exchange = self.exchange.expect("lane 0 is not the only one");
         if self.index == work.owner {
-            exchange.put_row(&self.memory.floats[row]);
+            exchange.put_floats(0, &self.memory.floats[row]);
         }
         exchange.meet();
         if !self.rows.is_empty() {
             let output = self.output();
-            exchange.get_row(&mut self.memory.floats[output]);
+            let out = &mut self.memory.floats[output];
+            exchange.floats(|rows| out.copy_from_slice(&rows[..out.len()]));
         }
         exchange.meet(); // before the next row is put in its place
+    }
+}
+
+/// Puts a lane's keys and values where all lanes find them; `qkv` are its rows `own`.
+fn give_heads(
+    exchange: &Exchange,
+    lane: usize,
+    lanes: usize,
+    own: Range<usize>,
+    work: &Attention,
+    qkv: &[u8],
+) {
+    let (count, head_dim) = (work.heads.len(), work.shape.head_dim);
+    let d = count * head_dim;
+    let place = own.start * 2 * head_dim..own.end * 2 * head_dim;
+    // Each begins with another head, so that they seldom wait for each other.
+    let first = share(count, lane, lanes).start;
+    for head in (first..count).chain(0..first) {
+        exchange.put_head(head, |rows| {
+            let rows = rows[place.clone()].chunks_exact_mut(2 * head_dim);
+            for (to, from) in rows.zip(qkv.chunks_exact(3 * d)) {
+                let (k, v) = to.split_at_mut(head_dim);
+                k.copy_from_slice(&from[d + head * head_dim..][..head_dim]);
+                v.copy_from_slice(&from[2 * d + head * head_dim..][..head_dim]);
+            }
+        });
     }
 }
 
@@ -398,23 +682,11 @@ struct Heads<'a> {
     out: &'a mut [u8],     // [m, d]
 }
 
-impl Heads<'_> {
+impl<'a> Heads<'a> {
     /// The columns of one head of the output.
     fn attend(&mut self, head: usize, packed: &[u8]) {
-        let (work, this) = (self.work, &self.work.heads[head]);
-        let head_dim = work.shape.head_dim;
-        let col = head * head_dim;
-        let queries = Queries {
-            rows: self.queries,
-            row_stride: 3 * self.d,
-            col,
-            zero: this.q_zero,
-        };
-        let requant = HeadRequant {
-            v_zero: &this.v_zero,
-            v_scale: &this.v_scale,
-            quant: work.quant.columns(col..col + head_dim),
-        };
+        let work = self.work;
+        let (queries, requant) = self.head(head);
         self.kernels.attention(
             &work.shape,
             &queries,
@@ -426,9 +698,62 @@ impl Heads<'_> {
             HeadOutput {
                 rows: self.out,
                 row_stride: self.d,
-                col,
+                col: head * work.shape.head_dim,
             },
         );
+    }
+
+    /// The same in cells, `own` being the tokens of the queries.
+    fn attend_cells(
+        &mut self,
+        head: usize,
+        group: &CellGroup,
+        own: Range<usize>,
+        keys_values: &KeysValues<'_>,
+        packed: &mut [u8],
+    ) {
+        let work = self.work;
+        let (queries, requant) = self.head(head);
+        let cells = Cells {
+            lines: group.lines,
+            first: &group.first,
+            own,
+            bias: group.bias.get(head).map_or(&[], Vec::as_slice),
+        };
+        self.kernels.attention_cells(
+            &group.shape,
+            &cells,
+            &queries,
+            keys_values,
+            &work.softmax(head),
+            work.method(head),
+            &requant,
+            &mut packed[..group.pack_len],
+            self.scratch,
+            HeadOutput {
+                rows: self.out,
+                row_stride: self.d,
+                col: head * work.shape.head_dim,
+            },
+        );
+    }
+
+    fn head(&self, head: usize) -> (Queries<'a>, HeadRequant<'a>) {
+        let this = &self.work.heads[head];
+        let head_dim = self.work.shape.head_dim;
+        let col = head * head_dim;
+        let queries = Queries {
+            rows: self.queries,
+            row_stride: 3 * self.d,
+            col,
+            zero: this.q_zero,
+        };
+        let requant = HeadRequant {
+            v_zero: &this.v_zero,
+            v_scale: &this.v_scale,
+            quant: self.work.quant.columns(col..col + head_dim),
+        };
+        (queries, requant)
     }
 }
 

@@ -3,12 +3,14 @@
 //! A lane is a thread that owns a block of rows of every buffer and takes it
 //! through all operations. Nearly every operation computes row r of its output
 //! from row r of its inputs, so a lane needs nothing from the others, keeps its
-//! rows in its own caches, and the division cannot change a result. Two
+//! rows in its own caches, and the division cannot change a result. Some
 //! operations read rows of other lanes:
 //!
 //! ```text
-//! Attention     every row reads every key and value
+//! Attention     every row reads every key and value (of its cell)
 //! SelectToken   row 0 of the output is row `token` of the input
+//! Pool          row 0 of the output is made of several rows
+//! PatchMerge    a row of the output is four of the input
 //! ```
 //!
 //! There, and only there, all lanes meet ([`Exchange::meet`]).
@@ -41,8 +43,8 @@ pub(crate) struct ExchangeSize {
     pub(crate) head_len: usize,
     /// Bytes of a packed head.
     pub(crate) pack_len: usize,
-    /// Elements of a selected row.
-    pub(crate) row_len: usize,
+    /// The most elements of f32 rows that lanes give each other.
+    pub(crate) floats: usize,
 }
 
 /// One lane's part of an output, and where it begins in the whole.
@@ -85,11 +87,15 @@ mod alone {
             match *self {}
         }
 
-        pub(crate) fn put_row(&self, _: &[f32]) {
+        pub(crate) fn head(&self, _: usize, _: impl FnOnce(&[u8])) {
             match *self {}
         }
 
-        pub(crate) fn get_row(&self, _: &mut [f32]) {
+        pub(crate) fn put_floats(&self, _: usize, _: &[f32]) {
+            match *self {}
+        }
+
+        pub(crate) fn floats(&self, _: impl FnOnce(&[f32])) {
             match *self {}
         }
 
@@ -106,6 +112,10 @@ mod alone {
         }
 
         pub(crate) fn run(&self, _: &[u8], _: bool, _: impl FnOnce(&Exchange)) {
+            match *self {}
+        }
+
+        pub(crate) fn exchange(&self) -> &Exchange {
             match *self {}
         }
     }

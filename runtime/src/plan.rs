@@ -107,10 +107,21 @@ pub(crate) fn lives(program: &Program, lanes: usize) -> Lives {
             continue;
         }
         let buffer = &program.buffers[output];
+        let len = match op {
+            Op::PatchMerge { .. } => 0, // its reader takes the rows from its input
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::Attention { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. } => share(buffer.rows, 0, lanes).len() * buffer.cols,
+        };
         let life = Life {
             first: index,
             last: last[output],
-            len: share(buffer.rows, 0, lanes).len() * buffer.cols,
+            len,
         };
         let arena = if coded[output] {
             &mut lives.bytes
@@ -149,6 +160,11 @@ fn last_uses(program: &Program) -> Vec<usize> {
         last[op.output().index()] = index;
         for input in op.inputs().into_iter().flatten() {
             last[input.index()] = index;
+        }
+    }
+    for op in &program.ops {
+        if let Op::PatchMerge { input, output, .. } = op {
+            last[input.index()] = last[input.index()].max(last[output.index()]);
         }
     }
     last

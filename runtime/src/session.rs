@@ -1,6 +1,8 @@
 //! A model made ready for one CPU, and the memory it runs in.
 
 use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 #[cfg(feature = "std")]
@@ -173,10 +175,12 @@ impl core::error::Error for RunError {}
 /// The bytes a session takes, known before it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Residual stream and logits, f32.
+    /// Residual stream and result, f32; with several threads also rows that they
+    /// exchange.
     pub float_bytes: usize,
     /// Activation codes, and one head's keys and values re-ordered; with several
-    /// threads also what they exchange: a picture, twice all keys and values.
+    /// threads also what they exchange: a picture, all keys and values, and those of
+    /// all heads re-ordered.
     pub code_bytes: usize,
     /// Unpacked weight panels, score blocks and row sums of all threads.
     pub scratch_bytes: usize,
@@ -218,7 +222,8 @@ pub enum View<'a> {
 /// Sees a run as it happens: for profiles and for tests.
 pub trait Observer {
     /// Operation `op` has written `rows` of buffer `output`, all of which
-    /// `view` holds; other rows are not computed.
+    /// `view` holds; other rows are not computed. A patch merge is done by the
+    /// LayerNorm behind it, and not seen.
     fn after(&mut self, op: usize, output: BufferId, rows: Range<usize>, view: View<'_>);
 }
 
@@ -237,6 +242,8 @@ pub struct Session {
     memory: Memory,
     /// The other lanes, if there are any.
     team: Option<Team>,
+    /// The rows of all lanes of a result that has more than lane 0's.
+    result: Vec<f32>,
     plan: MemoryPlan,
 }
 
@@ -293,13 +300,15 @@ impl Session {
         };
         Ok(Session {
             memory: Memory::new(layout.sizes),
+            result: vec![0.0; layout.sizes.shared_result],
             plan: layout.memory(),
             network,
             team,
         })
     }
 
-    /// The logits `[classes]` of one picture.
+    /// The logits `[classes]` of one picture; features of a model without a
+    /// classifier, [`Program::output_shape`].
     ///
     /// `pixels` is `[height, width, 3]`, RGB, u8, as preprocessing leaves it:
     /// mean and deviation are in the weights. Allocates nothing.
@@ -312,7 +321,7 @@ impl Session {
         in_lane_0(network, memory, self.team.as_ref(), pixels, false, |lane| {
             lane.forward(pixels);
         });
-        Ok(self.logits())
+        Ok(self.result())
     }
 
     /// As [`run`](Session::run), telling `observer` after each operation.
@@ -333,7 +342,7 @@ impl Session {
         in_lane_0(network, memory, self.team.as_ref(), pixels, true, |lane| {
             lane.forward_observed(pixels, Some(observer));
         });
-        Ok(self.logits())
+        Ok(self.result())
     }
 
     fn check_pixels(&self, pixels: &[u8]) -> Result<(), RunError> {
@@ -348,7 +357,14 @@ impl Session {
         Ok(())
     }
 
-    fn logits(&self) -> &[f32] {
+    /// What the last operation wrote.
+    fn result(&mut self) -> &[f32] {
+        if let (false, Some(team)) = (self.result.is_empty(), &self.team) {
+            let (result, len) = (&mut self.result, self.network.sizes.shared_result);
+            team.exchange()
+                .floats(|rows| result.copy_from_slice(&rows[..len]));
+            return &self.result;
+        }
         let steps = &self.network.steps;
         &self.memory.floats[steps[steps.len() - 1].float_output()]
     }

@@ -23,8 +23,9 @@
 //! ```
 //!
 //! Nobody writes what another may still read: between the reading of keys and
-//! values and their next writing lies the second meeting, and between the
-//! reading of packed heads and their next writing the first. The locks, one for
+//! values and their next writing lies the second meeting (in windows, one after
+//! attention), and between the reading of packed heads and their next writing
+//! the first; whoever reads f32 rows of others meets them afterwards. The locks, one for
 //! each head, are therefore free when they are taken, except where lanes put
 //! their rows at the same time, each beginning with another head; they are there
 //! because they make sharing safe.
@@ -51,8 +52,8 @@ pub(crate) struct Exchange {
     heads: Vec<RwLock<Vec<u8>>>,
     /// The same in the order of this CPU.
     packed: Vec<RwLock<Aligned<u8>>>,
-    /// A row that is selected.
-    row: RwLock<Vec<f32>>,
+    /// Rows of f32, of the lanes that have them.
+    floats: RwLock<Vec<f32>>,
     /// One operation's whole output, for an observer; grows when first used.
     observed: RwLock<Shared>,
 }
@@ -90,7 +91,7 @@ impl Exchange {
             packed: (0..size.heads)
                 .map(|_| RwLock::new(Aligned::zeroed(size.pack_len)))
                 .collect(),
-            row: RwLock::new(vec![0.0; size.row_len]),
+            floats: RwLock::new(vec![0.0; size.floats]),
             observed: RwLock::default(),
         }
     }
@@ -125,14 +126,19 @@ impl Exchange {
         read(&packed);
     }
 
-    /// Puts the row that is selected.
-    pub(crate) fn put_row(&self, row: &[f32]) {
-        entered(self.row.write())[..row.len()].copy_from_slice(row);
+    /// Lets `read` see the keys and values of a head, after all lanes met.
+    pub(crate) fn head(&self, head: usize, read: impl FnOnce(&[u8])) {
+        read(&entered(self.heads[head].read()));
     }
 
-    /// Copies the row that was put, after all lanes met.
-    pub(crate) fn get_row(&self, out: &mut [f32]) {
-        out.copy_from_slice(&entered(self.row.read())[..out.len()]);
+    /// Puts rows that this lane has at `start` of the shared ones.
+    pub(crate) fn put_floats(&self, start: usize, rows: &[f32]) {
+        entered(self.floats.write())[start..][..rows.len()].copy_from_slice(rows);
+    }
+
+    /// Lets `read` see the rows that were put, after all lanes met.
+    pub(crate) fn floats(&self, read: impl FnOnce(&[f32])) {
+        read(&entered(self.floats.read()));
     }
 
     /// Gathers an output of `len` elements, of which each lane has a part; lane
@@ -194,6 +200,11 @@ impl Team {
             }
         }
         Some(team)
+    }
+
+    /// What the lanes share.
+    pub(crate) fn exchange(&self) -> &Exchange {
+        &self.exchange
     }
 
     /// Runs all lanes on `pixels`; `caller` is what this thread does meanwhile.
