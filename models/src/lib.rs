@@ -21,7 +21,9 @@ pub mod file;
 pub mod preprocess;
 pub mod program;
 pub mod quant;
+pub mod swin;
 pub mod synthetic;
+pub mod vit;
 
 #[cfg(feature = "std")]
 pub use file::{FileHead, ReadError, TensorReader};
@@ -31,8 +33,8 @@ pub use file::{
 };
 pub use preprocess::{Interpolation, Preprocess, Resize};
 pub use program::{
-    Activation, Buffer, BufferId, Cell, Op, Pooling, Program, ProgramError, TensorId, TensorInfo,
-    TensorRole, Window,
+    Activation, Buffer, BufferId, Cell, Mlp, NormAt, Op, Pooling, Program, ProgramError, Readout,
+    TensorId, TensorInfo, TensorRole, Window,
 };
 pub use quant::{
     ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,

@@ -10,9 +10,11 @@
 //! [`Op::Linear`], the `qkv` of an [`Op::Attention`]) is *coded*: in a
 //! quantized model it holds integer codes. Every other buffer holds f32.
 
+pub(crate) mod builder;
 mod check;
 mod window;
 
+pub use builder::{Mlp, NormAt, Readout};
 pub use check::{MAX_SIZE, ProgramError};
 pub use window::{Cell, Window};
 
