@@ -20,13 +20,13 @@
 
 use crate::file::{ModelData, TensorData};
 use crate::preprocess::{Interpolation, Preprocess, Resize};
-use crate::program::{Activation, Buffer, BufferId, Op, Program, TensorId, TensorInfo, TensorRole};
+use crate::program::{Activation, BufferId, Mlp, NormAt, Op, Program, Readout, TensorId};
 use crate::quant::{
     ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,
     SoftmaxQuant, WeightQuant,
 };
+use crate::{swin, vit};
 use alloc::format;
-use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -117,32 +117,58 @@ pub fn vit(
 ) -> ModelData {
     assert_eq!(config.image % config.patch, 0, "image and patch size");
     assert_eq!(config.dim % config.heads, 0, "channels and heads");
-    let mut builder = Builder {
-        program: Program {
-            image: [config.image; 2],
-            buffers: Vec::new(),
-            tensors: Vec::new(),
-            ops: Vec::new(),
-        },
-        quantization: Quantization::default(),
-        tensors: Vec::new(),
+    let head_dim = config.dim / config.heads;
+    let program = vit::program(&vit::Config {
+        patch: [config.patch; 2],
+        dim: config.dim,
+        depth: config.depth,
+        heads: config.heads,
+        head_dim,
+        scale: 1.0 / sqrt(head_dim),
+        hidden: config.mlp_ratio * config.dim,
+        ..vit::Config::tiny([config.image; 2], config.classes)
+    });
+    model(program, weight_bits, act_bits, softmax, seed)
+}
+
+/// A model of any program, the same for the same arguments.
+///
+/// Widths and scales as in [`vit()`].
+///
+/// # Panics
+/// If the program is not valid.
+pub fn model(
+    program: Program,
+    weight_bits: BitWidth,
+    act_bits: BitWidth,
+    softmax: &SoftmaxQuant,
+    seed: u64,
+) -> ModelData {
+    assert_eq!(program.validate(), Ok(()), "the program is valid");
+    let filler = Filler {
+        program: &program,
         random: Random(seed),
         weight_bits,
         act_bits,
-        softmax,
     };
-    builder.vit(config);
+    let (quantization, tensors) = filler.fill(softmax);
+    let side = program.image[0].max(program.image[1]);
+    let classes = if program.classifies() {
+        program.classes()
+    } else {
+        0
+    };
     ModelData {
-        program: builder.program,
-        quantization: builder.quantization,
-        tensors: builder.tensors,
+        program,
+        quantization,
+        tensors,
         preprocess: Preprocess {
-            resize: Resize::ShorterSide((config.image * 8 / 7) as u32),
+            resize: Resize::ShorterSide((side * 8 / 7) as u32),
             interpolation: Interpolation::Bicubic,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
         },
-        labels: (0..config.classes).map(|c| format!("class {c}")).collect(),
+        labels: (0..classes).map(|c| format!("class {c}")).collect(),
         provenance: format!("{{\"synthetic\":{{\"seed\":{seed}}}}}"),
     }
 }
@@ -152,6 +178,108 @@ pub fn vit(
 pub fn tiny() -> ModelData {
     let softmax = row_max_softmax(BitWidth::B3);
     vit(VitConfig::SMALLEST, BitWidth::B4, BitWidth::B8, &softmax, 0)
+}
+
+/// A small program of every kind there is, by name: each operation, each way to
+/// read a result off, each shape that is not a square.
+pub fn architectures() -> Vec<(&'static str, Program)> {
+    let small = vit::Config {
+        patch: [4, 8],
+        dim: 20,
+        depth: 2,
+        heads: 2,
+        head_dim: 10,
+        scale: 0.316_227_77,
+        hidden: 36,
+        ..vit::Config::tiny([12, 16], 7)
+    };
+    let mean = |first, count, norm| Readout::Mean { first, count, norm };
+    let swin = swin::Config {
+        image: [32, 64],
+        stages: [(0, 2), (1, 2)]
+            .map(|(index, depth)| swin::Stage {
+                depth,
+                dim: 16 << index,
+                heads: 2 << index,
+                head_dim: 8,
+                scale: 0.353_553_4,
+                hidden: 40,
+                window: [4, 4],
+                shift: [[2, 1], [0, 3]][index],
+            })
+            .to_vec(),
+        readout: mean(0, 32, NormAt::Tokens),
+        ..swin::Config::tiny([224, 224], 7)
+    };
+    let one_window = swin::Config {
+        image: [12, 20],
+        patch_norm: false,
+        stages: vec![swin::Stage {
+            window: [3, 5],
+            shift: [0, 0],
+            ..swin.stages[0]
+        }],
+        readout: Readout::Tokens,
+        classes: 0,
+        ..swin.clone()
+    };
+    vec![
+        ("vit", vit::program(&small)),
+        (
+            "deit-distilled",
+            vit::program(&vit::Config {
+                prefix: 2,
+                readout: Readout::Concat { first: 0, count: 2 },
+                ..small.clone()
+            }),
+        ),
+        (
+            "vit-mean",
+            vit::program(&vit::Config {
+                prefix: 0,
+                readout: mean(0, 6, NormAt::Mean),
+                ..small.clone()
+            }),
+        ),
+        (
+            "clip-mean-of-patches",
+            vit::program(&vit::Config {
+                norm_pre: true,
+                readout: mean(1, 6, NormAt::Tokens),
+                ..small.clone()
+            }),
+        ),
+        (
+            "vit-qk-norm",
+            vit::program(&vit::Config {
+                qk_norm: true,
+                ..small.clone()
+            }),
+        ),
+        (
+            "dinov2-giant",
+            vit::program(&vit::Config {
+                prefix: 5,
+                mlp: Mlp::SwiGlu,
+                readout: Readout::Tokens,
+                classes: 0,
+                ..small.clone()
+            }),
+        ),
+        (
+            "dinov2-classifier",
+            vit::program(&vit::Config {
+                readout: Readout::TokenAndMean {
+                    token: 0,
+                    first: 1,
+                    count: 6,
+                },
+                ..small
+            }),
+        ),
+        ("swin", swin::program(&swin)),
+        ("swin-one-window", swin::program(&one_window)),
+    ]
 }
 
 /// Codes relative to the row's largest probability, as the quantizer's: 2 and
@@ -229,201 +357,102 @@ fn codebook(bits: BitWidth, scale: f32, step: f32, used: &[i16]) -> SoftmaxCodeb
     }
 }
 
-/// Grows a program, its quantizers and its tensors together.
-struct Builder<'a> {
-    program: Program,
-    quantization: Quantization,
-    tensors: Vec<TensorData>,
+/// Makes up the numbers of a program.
+struct Filler<'a> {
+    program: &'a Program,
     random: Random,
     weight_bits: BitWidth,
     act_bits: BitWidth,
-    softmax: &'a SoftmaxQuant,
 }
 
-impl Builder<'_> {
-    fn vit(&mut self, config: VitConfig) {
-        let mut x = self.patch_embed(config);
-        for block in 0..config.depth {
-            x = self.block(config, &format!("blocks.{block}"), x);
+impl Filler<'_> {
+    fn fill(mut self, softmax: &SoftmaxQuant) -> (Quantization, Vec<TensorData>) {
+        let program = self.program;
+        let mut quantization = Quantization {
+            activations: vec![None; program.buffers.len()],
+            softmax: Vec::new(),
+        };
+        let mut tensors: Vec<Option<TensorData>> = vec![None; program.tensors.len()];
+        let coded = program.coded();
+        for op in &program.ops {
+            for id in op.tensors() {
+                let data = self.tensor(op, id);
+                tensors[id.index()].get_or_insert(data);
+            }
+            let output = op.output();
+            let quant = coded[output.index()].then(|| self.activation(op, output));
+            quantization.activations[output.index()] = quant;
+            let attends = matches!(op, Op::Attention { .. });
+            quantization.softmax.push(attends.then(|| softmax.clone()));
         }
-        let dim = config.dim;
-        let class = self.buffer("class_token", [1, dim], None);
-        self.op(Op::SelectToken {
-            input: x,
-            token: 0,
-            output: class,
-        });
-        let norm = self.layer_norm("norm", class);
-        self.linear(
-            "head",
-            norm,
-            config.classes,
-            Activation::Identity,
-            None,
-            None,
-        );
+        let unused = |id: usize| TensorData::Float(vec![0.0; self.len(id)]);
+        let tensors = tensors.into_iter().enumerate();
+        let tensors = tensors.map(|(id, data)| data.unwrap_or_else(|| unused(id)));
+        (quantization, tensors.collect())
     }
 
-    fn patch_embed(&mut self, config: VitConfig) -> BufferId {
-        let (dim, tokens) = (config.dim, config.tokens());
-        let inputs = config.patch * config.patch * 3;
-        // Pixels are 0 to 255, with a deviation of some 64.
-        let weight = self.weight("patch_embed.proj.weight", [dim, inputs], 1.0 / 64.0);
-        let bias = self.float("patch_embed.proj.bias", [1, dim], 0.0, 0.1);
-        let prefix = self.float("cls_token", [1, dim], 0.0, 1.0);
-        let position = self.float("pos_embed", [tokens - 1, dim], 0.0, 0.5);
-        let output = self.buffer("embedding", [tokens, dim], None);
-        self.op(Op::PatchEmbed {
-            patch: [config.patch; 2],
-            weight,
-            bias,
-            prefix: Some(prefix),
-            position: Some(position),
-            output,
-        });
-        output
+    fn len(&self, tensor: usize) -> usize {
+        let info = &self.program.tensors[tensor];
+        info.rows * info.cols
     }
 
-    fn block(&mut self, config: VitConfig, name: &str, x: BufferId) -> BufferId {
-        let dim = config.dim;
-        let head_dim = dim / config.heads;
-
-        let norm1 = self.layer_norm(&format!("{name}.norm1"), x);
-        let qkv_quant = self.qkv_quant(config.heads, head_dim);
-        let qkv_name = format!("{name}.attn.qkv");
-        let none = Activation::Identity;
-        let qkv = self.linear(&qkv_name, norm1, 3 * dim, none, None, Some(qkv_quant));
-        let quant = self.act_quant(-2.0, 2.0); // an average of values is narrower than they are
-        let attention = self.buffer(&format!("{name}.attn"), [config.tokens(), dim], Some(quant));
-        self.op(Op::Attention {
-            qkv,
-            heads: config.heads,
-            head_dim,
-            scale: 1.0 / sqrt(head_dim),
-            window: None,
-            bias: None,
-            output: attention,
-        });
-        let x = self.linear(
-            &format!("{name}.attn.proj"),
-            attention,
-            dim,
-            none,
-            Some(x),
-            None,
-        );
-
-        let norm2 = self.layer_norm(&format!("{name}.norm2"), x);
-        let hidden = self.act_quant(-0.17, 3.5); // GELU is never below -0.17
-        let fc1 = format!("{name}.mlp.fc1");
-        let width = config.mlp_ratio * dim;
-        let hidden = self.linear(&fc1, norm2, width, Activation::Gelu, None, Some(hidden));
-        self.linear(&format!("{name}.mlp.fc2"), hidden, dim, none, Some(x), None)
+    /// Numbers like those of a real model, for a tensor of `op`.
+    fn tensor(&mut self, op: &Op, id: TensorId) -> TensorData {
+        let (center, reach) = match *op {
+            // Pixels are 0 to 255, with a deviation of some 64.
+            Op::PatchEmbed { weight, .. } if weight == id => return self.weight(id, 1.0 / 64.0),
+            Op::Linear { weight, .. } if weight == id => return self.weight(id, 1.0),
+            Op::PatchEmbed { prefix, .. } if prefix == Some(id) => (0.0, 1.0),
+            Op::PatchEmbed { position, .. } if position == Some(id) => (0.0, 0.5),
+            Op::LayerNorm { gamma, .. } | Op::HeadNorm { gamma, .. } if gamma == id => (1.0, 0.2),
+            Op::LayerNorm { .. } | Op::HeadNorm { .. } => (0.0, 0.2),
+            Op::Attention { .. } => (0.0, 1.0), // the bias of scores
+            Op::PatchEmbed { .. }
+            | Op::Linear { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => (0.0, 0.1),
+        };
+        let (len, random) = (self.len(id.index()), &mut self.random);
+        let values = (0..len).map(|_| center + reach * random.signed());
+        TensorData::Float(values.collect())
     }
 
-    fn layer_norm(&mut self, name: &str, input: BufferId) -> BufferId {
-        let Buffer { rows, cols, .. } = self.program.buffers[input.index()];
-        let gamma = self.float(&format!("{name}.weight"), [1, cols], 1.0, 0.2);
-        let beta = self.float(&format!("{name}.bias"), [1, cols], 0.0, 0.2);
-        let quant = self.act_quant(-4.0, 4.0);
-        let output = self.buffer(name, [rows, cols], Some(quant));
-        self.op(Op::LayerNorm {
-            input,
-            gamma,
-            beta,
-            eps: 1e-6,
-            output,
-        });
-        output
-    }
-
-    fn linear(
-        &mut self,
-        name: &str,
-        input: BufferId,
-        outputs: usize,
-        activation: Activation,
-        residual: Option<BufferId>,
-        quant: Option<ActivationQuant>,
-    ) -> BufferId {
-        let Buffer { rows, cols, .. } = self.program.buffers[input.index()];
-        let weight = self.weight(&format!("{name}.weight"), [outputs, cols], 1.0);
-        let bias = self.float(&format!("{name}.bias"), [1, outputs], 0.0, 0.1);
-        let output = self.buffer(name, [rows, outputs], quant);
-        self.op(Op::Linear {
-            input,
-            weight,
-            bias,
-            activation,
-            residual,
-            output,
-        });
-        output
-    }
-
-    /// An operation; its softmax quantizer if it is attention.
-    fn op(&mut self, op: Op) {
-        let attention = matches!(op, Op::Attention { .. });
-        let softmax = attention.then(|| self.softmax.clone());
-        self.quantization.softmax.push(softmax);
-        self.program.ops.push(op);
-    }
-
-    fn buffer(
-        &mut self,
-        name: &str,
-        [rows, cols]: [usize; 2],
-        quant: Option<ActivationQuant>,
-    ) -> BufferId {
-        let id = BufferId(self.program.buffers.len() as u16);
-        self.program.buffers.push(Buffer {
-            name: String::from(name),
-            rows,
-            cols,
-        });
-        self.quantization.activations.push(quant);
-        id
-    }
-
-    fn tensor(
-        &mut self,
-        name: &str,
-        role: TensorRole,
-        [rows, cols]: [usize; 2],
-        data: TensorData,
-    ) -> TensorId {
-        let id = TensorId(self.tensors.len() as u16);
-        self.program.tensors.push(TensorInfo {
-            name: String::from(name),
-            role,
-            rows,
-            cols,
-        });
-        self.tensors.push(data);
-        id
-    }
-
-    /// Floats spread evenly over `center - reach` to `center + reach`.
-    fn float(&mut self, name: &str, shape: [usize; 2], center: f32, reach: f32) -> TensorId {
-        let count = shape[0] * shape[1];
-        let random = &mut self.random;
-        let values = (0..count)
-            .map(|_| center + reach * random.signed())
-            .collect();
-        self.tensor(name, TensorRole::Float, shape, TensorData::Float(values))
+    /// The codes of what `op` writes.
+    fn activation(&mut self, op: &Op, output: BufferId) -> ActivationQuant {
+        if let Some((heads, head_dim)) = self.program.heads(output) {
+            return self.qkv_quant(heads, head_dim);
+        }
+        match op {
+            Op::Attention { .. } => self.act_quant(-2.0, 2.0), // an average is narrower
+            Op::Linear {
+                activation: Activation::Gelu,
+                ..
+            } => self.act_quant(-0.17, 3.5), // GELU is never below -0.17
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => self.act_quant(-4.0, 4.0),
+        }
     }
 
     /// A weight of random codes and deviation `gain / sqrt(inputs)`, give or
     /// take a fifth per output; zero points one off the centre either way,
     /// but for 8 bits, which are symmetric.
-    fn weight(&mut self, name: &str, shape: [usize; 2], gain: f32) -> TensorId {
-        let [outputs, inputs] = shape;
+    fn weight(&mut self, id: TensorId, gain: f32) -> TensorData {
+        let info = &self.program.tensors[id.index()];
+        let (outputs, inputs) = (info.rows, info.cols);
         let bits = self.weight_bits;
         let random = &mut self.random;
         // Even codes deviate by (number of codes) / sqrt(12).
         let scale = gain * 3.4641 / (f32::from(bits.max_code()) + 1.0) / sqrt(inputs);
         let center = bits.center();
-        let data = WeightQuant {
+        TensorData::Weight(WeightQuant {
             bits,
             scale: (0..outputs)
                 .map(|_| scale * (1.0 + 0.2 * random.signed()))
@@ -435,8 +464,7 @@ impl Builder<'_> {
                     .collect(),
             },
             codes: random.codes(bits, outputs * inputs),
-        };
-        self.tensor(name, TensorRole::Weight, shape, TensorData::Weight(data))
+        })
     }
 
     /// One scale and zero point that spread all codes over `low..=high`.

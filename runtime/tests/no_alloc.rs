@@ -24,7 +24,11 @@ fn a_run_allocates_nothing_and_a_session_what_it_planned() {
     let softmax = synthetic::log2_softmax_per_head(BitWidth::B3, small.heads);
     let mut special = synthetic::vit(small, BitWidth::B4, BitWidth::B4, &softmax, 5);
     synthetic::add_codebooks(&mut special);
-    for data in [plain, special] {
+    let softmax = synthetic::row_max_softmax(BitWidth::B3);
+    let others = synthetic::architectures()
+        .into_iter()
+        .map(|(_, program)| synthetic::model(program, BitWidth::B4, BitWidth::B8, &softmax, 5));
+    for data in [plain, special].into_iter().chain(others) {
         let bytes = write(&data).expect("a valid model");
         drop(data);
         let model = Model::parse(&bytes).expect("a valid file");

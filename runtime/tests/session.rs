@@ -64,8 +64,12 @@ fn methods(softmax: &SoftmaxQuant) -> &'static [AttentionMethod] {
 }
 
 fn pixels(seed: u32) -> Vec<u8> {
+    picture([CONFIG.image; 2], seed)
+}
+
+fn picture([height, width]: [usize; 2], seed: u32) -> Vec<u8> {
     let mut state = seed;
-    (0..CONFIG.image * CONFIG.image * 3)
+    (0..height * width * 3)
         .map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 24) as u8
@@ -103,9 +107,28 @@ fn neither_do_those_of_codebooks() {
     }
 }
 
+/// Windows, pooled heads, gates, features: of every architecture.
+#[test]
+fn neither_do_those_of_any_architecture() {
+    for (name, program) in synthetic::architectures() {
+        for (weights, activations) in [(BitWidth::B8, BitWidth::B8), (BitWidth::B3, BitWidth::B4)] {
+            for softmax in [
+                synthetic::row_max_softmax(BitWidth::B3),
+                synthetic::log2_softmax(BitWidth::B8),
+            ] {
+                let data = synthetic::model(program.clone(), weights, activations, &softmax, 3);
+                let bytes = write(&data).expect("a valid model");
+                let name = format!("{name} W{weights:?}A{activations:?} {:?}", softmax.method);
+                same_everywhere(&bytes, methods(&softmax), &name);
+            }
+        }
+    }
+}
+
 /// On every instruction set, by any number of threads, with any of `methods`.
 fn same_everywhere(bytes: &[u8], methods: &[AttentionMethod], name: &str) {
-    let picture = pixels(1);
+    let model = Model::parse(bytes).expect("a valid file");
+    let picture = picture(model.program().image, 1);
     let base = Options {
         isa: Some(Isa::Portable),
         ..Options::default()
@@ -327,24 +350,32 @@ impl Observer for Everything {
 
 #[test]
 fn an_observer_sees_whole_outputs_whatever_the_threads() {
-    let bytes = file(BitWidth::B6, BitWidth::B6, &softmaxes()[0]);
-    let model = Model::parse(&bytes).expect("a valid file");
-    let seen = |n| {
-        let mut session = Session::new(&model, &threads(n)).expect("runs here");
-        let expected = session.run(&pixels(1)).expect("the right size").to_vec();
-        let mut everything = Everything::default();
-        let logits = session
-            .run_observed(&pixels(1), &mut everything)
-            .expect("the right size");
-        assert_eq!(logits, expected);
-        // And back: what the observer's gathering leaves behind does not matter.
-        assert_eq!(session.run(&pixels(1)).expect("the right size"), expected);
-        everything
-    };
-    let one = seen(1);
-    assert_eq!(one.0.len(), model.program().ops.len());
-    for n in [2, 3, 40] {
-        assert!(seen(n) == one, "{n} threads");
+    for (name, program) in synthetic::architectures() {
+        let softmax = &softmaxes()[0];
+        let data = synthetic::model(program, BitWidth::B6, BitWidth::B6, softmax, 3);
+        let bytes = write(&data).expect("a valid model");
+        let model = Model::parse(&bytes).expect("a valid file");
+        let picture = picture(model.program().image, 1);
+        let seen = |n| {
+            let mut session = Session::new(&model, &threads(n)).expect("runs here");
+            let expected = session.run(&picture).expect("the right size").to_vec();
+            let mut everything = Everything::default();
+            let logits = session
+                .run_observed(&picture, &mut everything)
+                .expect("the right size");
+            assert_eq!(logits, expected);
+            // And back: what the observer's gathering leaves behind does not matter.
+            assert_eq!(session.run(&picture).expect("the right size"), expected);
+            everything
+        };
+        let one = seen(1);
+        let merges = |op: &&Op| matches!(op, Op::PatchMerge { .. });
+        let ops = &model.program().ops;
+        let merges = ops.iter().filter(merges).count();
+        assert_eq!(one.0.len(), ops.len() - merges, "{name}");
+        for n in [2, 3, 40] {
+            assert!(seen(n) == one, "{name}, {n} threads");
+        }
     }
 }
 

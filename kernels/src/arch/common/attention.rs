@@ -431,7 +431,7 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
                     add_bias(&mut scores[r * row_len..][..parts.key_len], bias, maxima);
                 }
             }
-            let offsets = offsets(softmax.kind, scores, row_len, tokens, &maxima);
+            let offsets = offsets(softmax.kind, scores, row_len, tokens, rows, &maxima);
             let score_row = |r: usize| Row {
                 scores: &scores[r * row_len..][..row_len],
                 tokens,

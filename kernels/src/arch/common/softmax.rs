@@ -150,6 +150,7 @@ fn tree16(lanes: &[f32; 16]) -> f32 {
 /// What is added to every `64 * d` of each row:
 /// [`crate::reference::softmax_codes::offset`]. A row has `tokens` scores in whole
 /// blocks, `stride` after those of the row before; `maxima` are its largest, by lane.
+/// Only the first `rows` exist.
 ///
 /// One row's logarithm and divisions would wait for each other; those of a block
 /// of rows are done side by side.
@@ -159,6 +160,7 @@ pub(crate) fn offsets<const MR: usize>(
     scores: &[i32],
     stride: usize,
     tokens: usize,
+    rows: usize,
     maxima: &[[i32; 16]; MR],
 ) -> [i32; MR] {
     let mut offsets = [0; MR];
@@ -169,7 +171,7 @@ pub(crate) fn offsets<const MR: usize>(
         SoftmaxKind::RowMax => {}
         SoftmaxKind::Static { alpha, scale: _ } => {
             let mut z = [1.0; MR];
-            for (r, (z, maxima)) in z.iter_mut().zip(maxima).enumerate() {
+            for (r, (z, maxima)) in z[..rows].iter_mut().zip(maxima).enumerate() {
                 let scores = &scores[r * stride..][..stride];
                 *z = denominator(scores, tokens, alpha, row_max(maxima));
             }
@@ -447,7 +449,8 @@ fn scaled(max: i32, score: i32, offset: i32) -> i32 {
     if d > largest {
         i32::MAX
     } else {
-        64 * d + offset
+        // What lies beyond the tokens may be above the maximum: anything will do.
+        d.wrapping_mul(64).wrapping_add(offset)
     }
 }
 
