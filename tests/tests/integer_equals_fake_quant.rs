@@ -24,14 +24,16 @@ use std::ops::Range;
 use std::path::Path;
 
 use tpvit_models::{
-    ActivationQuant, BitWidth, BufferId, Interpolation, Model, Op, Pooling, Preprocess, Program,
-    Resize, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorId,
+    ActivationQuant, BitWidth, BufferId, Cell, Interpolation, Model, ModelData, Op, Pooling,
+    Preprocess, Program, Resize, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorData, TensorId,
+    synthetic,
 };
 use tpvit_quantizer::calibration::{
     ActivationCode, FakeQuant, Granularity, ObserveSettings, QuantPlan, Settings, fake_weights,
 };
 use tpvit_quantizer::pipeline::{Job, quantize};
 use tpvit_quantizer::preprocessing::read_json;
+use tpvit_quantizer::quantizers::weight;
 use tpvit_quantizer::reference::{Executor, Hook};
 use tpvit_quantizer::weights::Weights;
 use tpvit_quantizer::{import, pictures};
@@ -55,6 +57,17 @@ impl Quantized {
     fn new(path: &Path, preprocess: Preprocess, settings: Settings, pixels: &[Vec<u8>]) -> Self {
         let mut imported = import::load(path, false).expect("the model is imported");
         imported.fold_preprocessing(preprocess.mean, preprocess.std);
+        let network = (imported.program, imported.weights);
+        Quantized::of_float(network, preprocess, settings, pixels)
+    }
+
+    /// Of weights that expect raw pixels.
+    fn of_float(
+        (program, weights): (Program, Weights),
+        preprocess: Preprocess,
+        settings: Settings,
+        pixels: &[Vec<u8>],
+    ) -> Self {
         let job = Job {
             settings,
             observe: ObserveSettings::default(),
@@ -65,16 +78,8 @@ impl Quantized {
             source: serde_json::Value::Null,
         };
         let picture = |i: usize| pixels.get(i).map(|p| as_f32(p));
-        let program = imported.program;
-        let made = quantize(
-            &program,
-            imported.weights,
-            &picture,
-            &job,
-            None,
-            &mut |_| {},
-        )
-        .expect("the model is written");
+        let made = quantize(&program, weights, &picture, &job, None, &mut |_| {})
+            .expect("the model is written");
         Quantized {
             fake: fake_weights(&program, &made.weights, &made.plan),
             program,
@@ -93,7 +98,8 @@ impl Quantized {
         let mut session = Session::new(&model, &options).expect("a session");
         let mut runtime = Recorded::default();
         let run = session.run_observed(pixels, &mut runtime);
-        assert_eq!(run.expect("the size fits").len(), self.program.classes());
+        let [rows, cols] = self.program.output_shape();
+        assert_eq!(run.expect("the size fits").len(), rows * cols);
         let mut forced = Forced {
             quantized: self,
             runtime: &runtime.0,
@@ -116,9 +122,10 @@ fn as_f32(pixels: &[u8]) -> Vec<f32> {
     pixels.iter().map(|&p| f32::from(p)).collect()
 }
 
-/// What the runtime wrote, by operation.
+/// What the runtime wrote, by operation; nothing of a patch merge, which the
+/// LayerNorm behind it does.
 #[derive(Default)]
-struct Recorded(Vec<Output>);
+struct Recorded(Vec<Option<Output>>);
 
 enum Output {
     Codes(Vec<u8>),
@@ -127,15 +134,19 @@ enum Output {
 
 impl Observer for Recorded {
     fn after(&mut self, op: usize, _: BufferId, _: Range<usize>, view: View<'_>) {
-        assert_eq!(op, self.0.len(), "one output for each operation, in order");
-        self.0.push(match view {
+        assert!(
+            op >= self.0.len(),
+            "one output for each operation, in order"
+        );
+        self.0.resize_with(op, || None);
+        self.0.push(Some(match view {
             View::Codes(codes) => Output::Codes(codes.to_vec()),
             View::Floats(floats) => Output::Floats(floats.to_vec()),
-        });
+        }));
     }
 }
 
-/// What one head adds to the bound of attention's output.
+/// What one head of one cell adds to the bound of attention's output.
 struct Head {
     /// By query: the keys whose code may be another one, and by how much the
     /// multipliers of the codes that they may have differ.
@@ -188,7 +199,7 @@ impl Tally {
 /// Fake quantization whose every result becomes the runtime's, once compared.
 struct Forced<'a> {
     quantized: &'a Quantized,
-    runtime: &'a [Output],
+    runtime: &'a [Option<Output>],
     pixels: &'a [u8],
     inner: FakeQuant<'a>,
     /// By buffer: what the runtime's numbers stand for.
@@ -217,7 +228,7 @@ impl Hook for Forced<'_> {
         let quant = &self.quantized.plan.quantization.activations[id.index()];
         let cols = self.quantized.program.buffers[id.index()].cols;
         match (&self.runtime[op], quant) {
-            (Output::Codes(codes), Some(quant)) => {
+            (Some(Output::Codes(codes)), Some(quant)) => {
                 self.compare_codes(op, codes, quant, &before, &bounds);
                 for (i, (value, code)) in values.iter_mut().zip(codes).enumerate() {
                     let zero = quant.zero_point_at(i % cols);
@@ -225,11 +236,12 @@ impl Hook for Forced<'_> {
                     *value = steps * quant.scale_at(i % cols);
                 }
             }
-            (Output::Floats(floats), None) => {
+            (Some(Output::Floats(floats)), None) => {
                 self.compare_floats(op, floats, &before, &bounds);
                 values.copy_from_slice(floats);
             }
-            (Output::Codes(_), None) | (Output::Floats(_), Some(_)) => {
+            (None, _) => assert!(matches!(self.op(op), Op::PatchMerge { .. })),
+            (Some(Output::Codes(_)), None) | (Some(Output::Floats(_)), Some(_)) => {
                 panic!("operation {op}: codes on one side, floats on the other")
             }
         }
@@ -502,16 +514,43 @@ impl Forced<'_> {
         let qkv = &self.real[qkv.index()];
         let d = heads * head_dim;
         let start = part * d + head * head_dim;
-        let row = move |i: usize| &qkv[i * 3 * d + start..][..head_dim];
+        // Cells come one after the other, each with all its heads.
+        let rows = self.cells(op).swap_remove(self.heads.len() / heads);
+        let row = move |i: usize| &qkv[rows[i] * 3 * d + start..][..head_dim];
         (row, head_dim, f64::from(scale))
+    }
+
+    /// The tokens of each cell of an attention.
+    fn cells(&self, op: usize) -> Vec<Vec<usize>> {
+        let Op::Attention { qkv, window, .. } = *self.op(op) else {
+            panic!("operation {op} is no attention");
+        };
+        match window {
+            None => vec![(0..self.quantized.program.buffers[qkv.index()].rows).collect()],
+            Some(window) => {
+                let rows = |cell: Cell| cell.rows(window.grid[1]).collect();
+                window.cells().map(rows).collect()
+            }
+        }
+    }
+
+    /// The largest position bias of a head.
+    fn largest_bias(&self, op: usize, head: usize) -> f64 {
+        let Op::Attention { heads, bias, .. } = *self.op(op) else {
+            panic!("operation {op} is no attention");
+        };
+        let bias = bias.map_or(&[][..], |id| self.quantized.tensor(id));
+        let entries = bias.len() / heads;
+        let own = bias[head * entries..][..entries].iter();
+        own.map(|b| f64::from(b.abs())).fold(0.0, f64::max)
     }
 
     /// Which codes of a head may be others in integers, where `t`, in octaves,
     /// lies near a threshold.
     ///
     /// The executor's score is a sum as in [`Forced::sums`], so `t`, from two of
-    /// them, is off by `2 log2(e) (head_dim + 8) u sum |q k| scale`, and by four
-    /// roundings of its own. The runtime compares row-maximum codes exactly.
+    /// them, is off by `2 log2(e) (head_dim + 8) u (sum |q k| scale + |bias|)`, and by
+    /// four roundings of its own; the bias is a whole number of the runtime's units. The runtime compares row-maximum codes exactly.
     /// Static codes add log2 of the softmax denominator Z on both sides:
     ///
     /// - the executor's: n terms as exact as their `t` (the error of a mean of
@@ -528,6 +567,7 @@ impl Forced<'_> {
         let tokens = (scores.len() as f64).sqrt() as usize;
         let n = tokens as f64;
         let step = self.score_step(op, head);
+        let bias = self.largest_bias(op, head);
         let mut found = Head {
             uncertain: Vec::new(),
             least_sum: Vec::new(),
@@ -538,7 +578,7 @@ impl Forced<'_> {
                 let products = q(i).iter().zip(k(j)).map(|(q, k)| f64::from(q * k).abs());
                 products.sum::<f64>() * scale
             };
-            let largest = (0..tokens).map(size).fold(0.0, f64::max);
+            let largest = (0..tokens).map(size).fold(0.0, f64::max) + bias;
             let score_error = (head_dim + 8) as f64 * U * largest;
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let below = |x: f32| f64::from(max - x) * LOG2_E;
@@ -620,17 +660,23 @@ impl Forced<'_> {
         [heads, head_dim]: [usize; 2],
         out: &[f32],
     ) -> Vec<f64> {
-        assert_eq!(self.heads.len(), heads, "one bound for each head");
+        let cells = self.cells(op);
+        let found = self.heads.len();
+        assert_eq!(
+            found,
+            cells.len() * heads,
+            "one bound for each cell and head"
+        );
         let quant = self.quantized.plan.quantization.softmax[op]
             .as_ref()
             .expect("attention is quantized");
         let d = heads * head_dim;
-        let tokens = qkv.len() / (3 * d);
-        let bound = |i: usize, col: usize| {
-            let head = &self.heads[col / head_dim];
+        let bound = |cell: usize, i: usize, col: usize| {
+            let (rows, head) = (&cells[cell], &self.heads[cell * heads + col / head_dim]);
+            let tokens = rows.len();
             let magnitude = head.magnitude[i * head_dim + col % head_dim];
-            let value = |j: usize| f64::from(qkv[j * 3 * d + 2 * d + col]);
-            let out = f64::from(out[i * d + col]);
+            let value = |j: usize| f64::from(qkv[rows[j] * 3 * d + 2 * d + col]);
+            let out = f64::from(out[rows[i] * d + col]);
             let uncertain = head.uncertain[i].iter();
             let moved: f64 = match quant.kind {
                 _ if quant.renormalise => {
@@ -649,7 +695,15 @@ impl Forced<'_> {
             };
             (tokens + 8) as f64 * U * magnitude + moved
         };
-        (0..tokens * d).map(|i| bound(i / d, i % d)).collect()
+        let mut bounds = vec![0.0; out.len()];
+        for (cell, rows) in cells.iter().enumerate() {
+            for (i, row) in rows.iter().enumerate() {
+                for col in 0..d {
+                    bounds[row * d + col] = bound(cell, i, col);
+                }
+            }
+        }
+        bounds
     }
 }
 
@@ -869,6 +923,57 @@ fn one_scale_for_all_and_wider_ends() {
     coarse.values = Granularity::PerHead;
     coarse.attention_output = Granularity::PerHead;
     compare_fixture(LAYERSCALE, coarse);
+}
+
+/// Each small program of each kind, with weights that are what a synthetic model's
+/// codes stand for, on pictures of its size.
+#[test]
+fn every_architecture() {
+    for (name, program) in synthetic::architectures() {
+        let [height, width] = program.image.map(|side| side as u32);
+        let pixels: Vec<Vec<u8>> = (0..8)
+            .map(|seed| match seed % 2 {
+                0 => gradient(seed, width, height).into_raw(),
+                _ => noise(seed, width, height).into_raw(),
+            })
+            .collect();
+        let mut tally = Tally::default();
+        for (bits, method) in [
+            (BitWidth::B8, SoftmaxMethod::RowMax),
+            (BitWidth::B8, SoftmaxMethod::TulqA),
+            (BitWidth::B4, SoftmaxMethod::RowMax),
+            (BitWidth::B4, SoftmaxMethod::Log2),
+            (BitWidth::B3, SoftmaxMethod::TulqZa),
+        ] {
+            let softmax = synthetic::row_max_softmax(BitWidth::B4);
+            let data = synthetic::model(program.clone(), BitWidth::B8, BitWidth::B8, &softmax, 7);
+            let network = (program.clone(), floats(&data));
+            let settings = settings(bits, bits, method);
+            let quantized = Quantized::of_float(network, RAW, settings, &pixels);
+            for pixels in &pixels[..3] {
+                tally.add(&quantized.compare(pixels));
+            }
+        }
+        tally.check(name);
+    }
+}
+
+/// Pixels as they are.
+const RAW: Preprocess = Preprocess {
+    mean: [0.0; 3],
+    std: [1.0; 3],
+    ..HALF
+};
+
+/// What the tensors of a model stand for.
+fn floats(data: &ModelData) -> Weights {
+    let tensor = |tensor: &TensorData| match tensor {
+        TensorData::Float(values) => values.clone(),
+        TensorData::Weight(weight) => weight::dequantize(weight),
+    };
+    Weights {
+        tensors: data.tensors.iter().map(tensor).collect(),
+    }
 }
 
 #[test]

@@ -124,7 +124,8 @@ fn score_octaves(kind: SoftmaxKind, scores: &[f32], octaves: &mut [f32]) {
     }
 }
 
-/// The weights that the codes of `plan` stand for, everything else as it is.
+/// The weights that the codes of `plan` stand for, and position biases in whole
+/// units of the integer scores they are added to; everything else as it is.
 ///
 /// `weights` are those that `plan` left behind. Where a layer's input has one
 /// scale per column, the codes hold `w * diag(s)`; it is divided out again, so
@@ -138,8 +139,36 @@ pub fn fake_weights(program: &Program, weights: &Weights, plan: &QuantPlan) -> W
         if let Some(id) = op.weight() {
             fake.tensors[id.index()] = fake_weight(op, plan);
         }
+        round_bias(op, &plan.quantization, &mut fake);
     }
     fake
+}
+
+/// Rounds the position bias of an attention to multiples of `s_q s_k scale`, as the
+/// runtime does.
+fn round_bias(op: &Op, quantization: &Quantization, weights: &mut Weights) {
+    let Op::Attention {
+        qkv,
+        heads,
+        head_dim,
+        scale,
+        bias: Some(bias),
+        ..
+    } = *op
+    else {
+        return;
+    };
+    let quant = quantization.activations[qkv.index()].as_ref();
+    let quant = quant.expect("a plan has every coded buffer");
+    let bias = &mut weights.tensors[bias.index()];
+    let entries = bias.len() / heads;
+    for (head, bias) in bias.chunks_exact_mut(entries).enumerate() {
+        let [q, k] = [head, heads + head].map(|h| f64::from(quant.scale_at(h * head_dim)));
+        let unit = q * k * f64::from(scale);
+        for b in bias {
+            *b = ((f64::from(*b) / unit).round_ties_even() * unit) as f32;
+        }
+    }
 }
 
 /// The same for the weight of one operation.
