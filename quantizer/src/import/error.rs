@@ -14,22 +14,24 @@ pub enum ImportError {
     Onnx(#[from] OnnxError),
     /// The graph is no known architecture.
     #[error(
-        "{path} is not a Vision Transformer that this version knows: node {node:?} ({op}) reads {inputs}, where {expected} was expected"
+        "{path} is not a model that this version knows; read as a {nearest}, its node {node:?} ({op}) reads {inputs}, where {expected} was expected"
     )]
     Unrecognised {
         /// The file.
         path: PathBuf,
+        /// The architecture that it is most like.
+        nearest: &'static str,
         /// The first node that does not fit; by its output where it has no name.
         node: String,
         /// Its operator.
         op: String,
         /// Names and shapes of its inputs.
-        inputs: String,
+        inputs: Box<str>,
         /// What was expected there.
-        expected: String,
+        expected: Box<str>,
     },
     /// The graph has no node to name.
-    #[error("{path} is not a Vision Transformer that this version knows: {expected}")]
+    #[error("{path} is not a model that this version knows: {expected}")]
     Unsuitable {
         /// The file.
         path: PathBuf,
@@ -44,8 +46,20 @@ pub enum ImportError {
         /// Canonical name of the tensor.
         tensor: String,
     },
+    /// A tensor has another size than the program says.
+    #[error("{path}: {tensor} has {found} values where [{}, {}] were expected", expected[0], expected[1])]
+    TensorSize {
+        /// The file.
+        path: PathBuf,
+        /// Canonical name of the tensor.
+        tensor: String,
+        /// Rows and columns by the program.
+        expected: [usize; 2],
+        /// How many values there are; none of a tensor that is missing.
+        found: usize,
+    },
     /// The recognised program breaks a limit.
-    #[error("{path} is a Vision Transformer beyond this version's limits")]
+    #[error("{path} is a model beyond this version's limits")]
     Program {
         /// The file.
         path: PathBuf,
@@ -101,7 +115,12 @@ impl Misfit {
         }
     }
 
-    pub(crate) fn explain(self, reduced: &Reduced<'_>) -> ImportError {
+    /// How far into the graph it is.
+    pub(crate) fn place(&self) -> Option<usize> {
+        self.node.map(|node| node.0)
+    }
+
+    pub(crate) fn explain(self, reduced: &Reduced<'_>, nearest: &'static str) -> ImportError {
         let graph = reduced.folded.graph;
         let path = graph.path.clone();
         let expected = self.expected;
@@ -124,10 +143,11 @@ impl Misfit {
         };
         ImportError::Unrecognised {
             path,
+            nearest,
             node: name,
             op: node.op.clone(),
-            inputs: inputs.join(", "),
-            expected,
+            inputs: inputs.join(", ").into(),
+            expected: expected.into(),
         }
     }
 }

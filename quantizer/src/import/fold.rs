@@ -131,7 +131,7 @@ impl<'g> Folded<'g> {
         match node.op.as_str() {
             "Cast" => cast(node, tensor(0)?.clone()),
             "ConstantOfShape" => constant_of_shape(node, tensor(0)?, self.budget),
-            "Gather" => gather(node, tensor(0)?, tensor(1)?),
+            "Gather" => gather(node, tensor(0)?, tensor(1)?, self.budget),
             "Concat" => {
                 let parts = node
                     .inputs
@@ -176,6 +176,12 @@ impl<'g> Folded<'g> {
                 };
                 reduced(node, shape(0)?, &axes)
             }
+            "GlobalAveragePool" => {
+                let mut shape = shape(0)?.to_vec();
+                shape.iter_mut().skip(2).for_each(|side| *side = 1);
+                Some(shape)
+            }
+            "Pad" => padded(shape(0)?, self.constant(node.input(1)?)?.ints()?),
             _ => None,
         }
     }
@@ -262,16 +268,24 @@ fn constant_of_shape(node: &Node, shape: &Tensor, budget: usize) -> Option<Tenso
     Some(Tensor { shape, data })
 }
 
-/// Gather of uneven rows, from a list: what shape arithmetic does.
-fn gather(node: &Node, from: &Tensor, rows: &Tensor) -> Option<Tensor> {
-    if from.shape.len() != 1 || node.int("axis").unwrap_or(0) != 0 {
-        return None;
-    }
-    let row = |r: &i64| axis(*r, from.shape[0]).map(|r| r as u32);
-    let indexes = rows.ints()?.iter().map(row).collect::<Option<Vec<_>>>()?;
+/// Rows in any order: what shape arithmetic and tables of position bias do.
+fn gather(node: &Node, from: &Tensor, rows: &Tensor, budget: usize) -> Option<Tensor> {
+    let at = axis(node.int("axis").unwrap_or(0), from.shape.len())?;
+    let (outer, inner) = (&from.shape[..at], &from.shape[at + 1..]);
+    let shape = [outer, &rows.shape, inner].concat();
+    element_count(&shape).filter(|n| *n <= budget)?;
+    let side = from.shape[at];
+    let rows = rows.ints()?.iter().map(|r| axis(*r, side));
+    let rows = rows.collect::<Option<Vec<_>>>()?;
+    let run: usize = inner.iter().product();
+    let index = (0..outer.iter().product()).flat_map(|o: usize| {
+        let row = move |r: &usize| (o * side + r) * run;
+        rows.iter().map(row).flat_map(|start| start..start + run)
+    });
+    let index: Vec<u32> = index.map(|i| i as u32).collect();
     Some(Tensor {
-        shape: rows.shape.clone(),
-        data: pick(&from.data, &indexes),
+        shape,
+        data: pick(&from.data, &index),
     })
 }
 
@@ -425,6 +439,15 @@ fn concat_shape(node: &Node, shapes: &[&[usize]]) -> Option<Vec<usize>> {
         shape[at] = shape[at].checked_add(other[at])?;
     }
     Some(shape)
+}
+
+/// The shape after pads of `[begin.., end..]`, all axes.
+fn padded(shape: &[usize], pads: &[i64]) -> Option<Vec<usize>> {
+    let (begin, end) = pads.split_at_checked(shape.len())?;
+    let side = |((side, begin), end): ((&usize, &i64), &i64)| {
+        side.checked_add_signed(isize::try_from(begin.checked_add(*end)?).ok()?)
+    };
+    (end.len() == shape.len()).then(|| shape.iter().zip(begin).zip(end).map(side).collect())?
 }
 
 fn reduced(node: &Node, shape: &[usize], axes: &[i64]) -> Option<Vec<usize>> {

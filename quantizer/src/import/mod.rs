@@ -5,25 +5,34 @@
 //! 2. [`reduce`]: what is left is rewritten in a small alphabet of steps
 //!    (linear, LayerNorm, GELU, softmax, product, sum, view), whatever the
 //!    exporter spelled out.
-//! 3. A recogniser per architecture ([`vit`]) follows the residual stream
-//!    block by block. It reads edges and shapes, never names: exporters rename
-//!    weights and merge equal ones.
+//! 3. A recogniser per architecture ([`vit`], [`swin`]) follows the residual
+//!    stream block by block, with the parts that they share: [`embed`],
+//!    [`attention`], [`mlp`], [`readout`]. It reads edges and shapes, never
+//!    names: exporters rename weights and merge equal ones. What it finds is a
+//!    config of [`tpvit_models::vit`] or [`tpvit_models::swin`], and tensors
+//!    under the names of that program ([`parts`]).
 //! 4. [`verify`] runs the original graph with tract and compares.
 //!
 //! A graph that does not fit is refused with the first node that does not, and
-//! what was expected there; nothing is ever imported in part.
-//!
-//! A new architecture is a new recogniser beside `vit`, tried in [`import`].
+//! what was expected there; nothing is ever imported in part. A new
+//! architecture is a new recogniser in [`RECOGNISERS`]: see `docs/adding.md`.
 
-mod build;
+mod attention;
+mod embed;
 mod error;
 mod fold;
 mod guard;
+mod mlp;
+mod parts;
 mod peer;
+mod readout;
 mod reduce;
+mod shifted_windows;
+mod swin;
 mod trace;
 mod view;
 mod vit;
+mod walk;
 
 pub use error::ImportError;
 pub use guard::{GuardReport, verify};
@@ -84,12 +93,33 @@ pub fn load(path: impl AsRef<Path>, verify: bool) -> Result<Imported, ImportErro
     Ok(imported)
 }
 
-/// Recognises a graph.
+type Recogniser = fn(&reduce::Reduced<'_>) -> Result<parts::Draft, error::Misfit>;
+
+/// The architectures, as they are called in errors.
+const RECOGNISERS: [(&str, Recogniser); 2] = [
+    ("Vision Transformer", vit::recognise),
+    ("Swin", swin::recognise),
+];
+
+/// Recognises a graph: as the first architecture that fits. If none does, the
+/// error is that of the one that got furthest.
 ///
 /// # Errors
 /// If it is not a known architecture.
 pub fn import(graph: &Graph) -> Result<Imported, ImportError> {
     let reduced = reduce::Reduced::new(fold::Folded::new(graph));
-    let imported = vit::recognise(&reduced).map_err(|misfit| misfit.explain(&reduced))?;
-    imported.finish(graph)
+    let mut furthest: Option<(&str, error::Misfit)> = None;
+    for (name, recognise) in RECOGNISERS {
+        match recognise(&reduced) {
+            Ok(draft) => return draft.finish(&graph.path),
+            Err(misfit) => {
+                let further = |(_, other): &(&str, error::Misfit)| misfit.place() > other.place();
+                if furthest.as_ref().is_none_or(further) {
+                    furthest = Some((name, misfit));
+                }
+            }
+        }
+    }
+    let (nearest, misfit) = furthest.expect("there are recognisers");
+    Err(misfit.explain(&reduced, nearest))
 }

@@ -9,6 +9,7 @@
 use super::fold::Folded;
 use super::view::{View, axis};
 use crate::onnx::{Node, NodeId, Tensor, ValueId, element_count};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -34,22 +35,55 @@ pub(crate) enum Kind {
     },
     /// The exact form.
     Gelu,
+    /// `x * sigmoid(x)`.
+    Silu,
     /// Over the last axis.
     Softmax,
     /// Matrix product of two computed values.
     Product,
     /// Sum of two computed values.
     Sum,
+    /// Product of two computed values, element by element.
+    Times,
+    /// Mean over some axes.
+    Mean { axes: Vec<usize> },
     /// Times (or divided by) a constant.
     Scale { by: Arc<Tensor>, divide: bool },
     /// Plus a constant.
     Offset { by: Arc<Tensor> },
     /// Data moved; never a mere change of shape, which [`Reduced::base`] hides.
     View(View),
-    /// One computed value between constants.
+    /// Parts of one value put together anew, such as a cyclic roll: element `i`
+    /// is element `index[i]` of the input.
+    Parts { index: Arc<[u32]> },
+    /// Computed values and constants side by side.
     Concat,
     /// Anything else.
     Other,
+}
+
+impl Kind {
+    /// Where each element comes from, if nothing but moves is done.
+    pub(crate) fn moves(&self) -> Option<Cow<'_, [u32]>> {
+        match self {
+            Kind::View(view) => Some(Cow::Owned(view.indexes())),
+            Kind::Parts { index } => Some(Cow::Borrowed(index)),
+            Kind::Conv { .. }
+            | Kind::Linear { .. }
+            | Kind::LayerNorm { .. }
+            | Kind::Gelu
+            | Kind::Silu
+            | Kind::Softmax
+            | Kind::Product
+            | Kind::Sum
+            | Kind::Times
+            | Kind::Mean { .. }
+            | Kind::Scale { .. }
+            | Kind::Offset { .. }
+            | Kind::Concat
+            | Kind::Other => None,
+        }
+    }
 }
 
 /// One letter of the alphabet.
@@ -209,7 +243,10 @@ impl<'g> Reduced<'g> {
             "Mul" => self
                 .normalised(node)
                 .or_else(|| self.gelu(node))
-                .or_else(|| self.mul(node)),
+                .or_else(|| self.silu(node))
+                .or_else(|| self.mul(node))
+                .or_else(|| self.times(node)),
+            "ReduceMean" | "GlobalAveragePool" => self.mean(node),
             "Div" => self.normalised(node).or_else(|| self.div(node)),
             _ => None,
         }
@@ -328,12 +365,99 @@ impl<'g> Reduced<'g> {
         (at + 1 == rank).then(|| (Kind::Softmax, vec![x]))
     }
 
+    /// Several values side by side: parts of one value, or not.
     fn concat(&self, node: &Node) -> Option<(Kind, Vec<ValueId>)> {
+        if let Some((source, index)) = self.parts(node) {
+            let index = index.into();
+            return Some((Kind::Parts { index }, vec![source]));
+        }
         let inputs = node.inputs.iter().flatten().copied();
         let computed: Vec<_> = inputs
             .filter(|v| self.folded.constant(*v).is_none())
             .collect();
-        (computed.len() == 1).then_some((Kind::Concat, computed))
+        (!computed.is_empty()).then_some((Kind::Concat, computed))
+    }
+
+    /// The value that all inputs of a Concat are views of, and for each element
+    /// of the output the element of that value which it is.
+    fn parts(&self, node: &Node) -> Option<(ValueId, Vec<u32>)> {
+        let output = self
+            .folded
+            .shape(node.outputs.first().copied().flatten()?)?;
+        let at = axis(node.int("axis")?, output.len())?;
+        let mut source = None;
+        let mut parts = Vec::new(); // the elements of each, and how many make a run
+        for id in &node.inputs {
+            let id = (*id)?;
+            let (origin, index) = self.origin(id)?;
+            if *source.get_or_insert(origin) != origin {
+                return None;
+            }
+            let run: usize = self.folded.shape(id)?[at..].iter().product();
+            parts.push((index, run));
+        }
+        let outer: usize = output[..at].iter().product();
+        let pieces = (0..outer).flat_map(|o| {
+            let piece =
+                move |(index, run): &'_ (Vec<u32>, usize)| index[o * run..][..*run].to_vec();
+            parts.iter().flat_map(piece)
+        });
+        let index = pieces.collect();
+        Some((source?, index))
+    }
+
+    /// The value that `id` is made of by moves alone, with the moves.
+    fn origin(&self, id: ValueId) -> Option<(ValueId, Vec<u32>)> {
+        if self.folded.constant(id).is_some() {
+            return None;
+        }
+        let mut index: Vec<u32> = (0..element_count(self.folded.shape(id)?)? as u32).collect();
+        let mut origin = self.base(id);
+        while let Some(step) = self.maker(origin)
+            && let Some(moved) = step.kind.moves()
+        {
+            index.iter_mut().for_each(|i| *i = moved[*i as usize]);
+            origin = self.base(step.inputs[0]);
+        }
+        Some((origin, index))
+    }
+
+    fn mean(&self, node: &Node) -> Option<(Kind, Vec<ValueId>)> {
+        let x = node.input(0)?;
+        let rank = self.folded.shape(x)?.len();
+        let axes = match node.op.as_str() {
+            "ReduceMean" => {
+                let axes = match node.ints("axes") {
+                    Some(axes) => axes.to_vec(),
+                    None => self.folded.constant(node.input(1)?)?.ints()?.to_vec(),
+                };
+                let axes = axes.iter().map(|a| axis(*a, rank));
+                axes.collect::<Option<Vec<_>>>()?
+            }
+            _ => (2..rank).collect(),
+        };
+        Some((Kind::Mean { axes }, vec![x]))
+    }
+
+    fn times(&self, node: &Node) -> Option<(Kind, Vec<ValueId>)> {
+        let (a, b) = (node.input(0)?, node.input(1)?);
+        let computed = |id| self.folded.constant(id).is_none();
+        let same = self.folded.shape(a)? == self.folded.shape(b)?;
+        (same && computed(a) && computed(b)).then(|| (Kind::Times, vec![a, b]))
+    }
+
+    fn silu(&self, node: &Node) -> Option<(Kind, Vec<ValueId>)> {
+        let (a, b) = (node.input(0)?, node.input(1)?);
+        let gates = |x, gate| {
+            let gate = self.op(gate, "Sigmoid").and_then(|node| node.input(0));
+            gate.is_some_and(|of| self.base(of) == self.base(x))
+        };
+        let x = match (gates(a, b), gates(b, a)) {
+            (true, _) => a,
+            (_, true) => b,
+            (false, false) => return None,
+        };
+        Some((Kind::Silu, vec![x]))
     }
 
     /// A bias, a LayerNorm's shift, a constant, or a residual sum.

@@ -44,6 +44,18 @@ impl View {
         })
     }
 
+    /// The axes of `last` moved behind the others.
+    pub(crate) fn grouped(shape: &[usize], last: &[usize]) -> Self {
+        let first = (0..shape.len()).filter(|i| !last.contains(i));
+        let perm: Vec<usize> = first.chain(last.iter().copied()).collect();
+        let natural = row_major(shape);
+        View {
+            shape: perm.iter().map(|i| shape[*i]).collect(),
+            offset: 0,
+            strides: perm.iter().map(|i| natural[*i]).collect(),
+        }
+    }
+
     /// Whether the elements stay in row-major order, all of them.
     pub(crate) fn is_identity(&self, input_len: usize) -> bool {
         let natural = row_major(&self.shape);
@@ -131,6 +143,10 @@ pub(crate) fn of_node(
         "Split" => split(shape, node, output, list("split", 1)),
         "Gather" => gather(shape, node, &ints(1)?, int_scalar(1)),
         "Expand" => expand(shape, &ints(1)?),
+        "Pad" => {
+            let pads = list("pads", 1)?;
+            pads.iter().all(|p| *p == 0).then(whole)
+        }
         _ => None,
     }
 }
