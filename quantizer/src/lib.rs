@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 pub mod calibration;
+#[cfg(feature = "onnx")]
+pub mod checkpoint;
 pub mod dataset;
 #[cfg(feature = "onnx")]
 pub mod import;

@@ -38,6 +38,8 @@ pub use error::ImportError;
 pub use guard::{GuardReport, verify};
 pub use peer::TractModel;
 
+pub(crate) use parts::{Parts, attention_scale};
+
 use crate::onnx::Graph;
 use crate::weights::Weights;
 use std::path::Path;
