@@ -45,15 +45,6 @@ enum Kind {
     Other,
 }
 
-/// Whether `start` begins with a header length and an object.
-pub(super) fn is_safetensors(start: &[u8]) -> bool {
-    let Some((length, rest)) = start.split_first_chunk::<8>() else {
-        return false;
-    };
-    let length = u64::from_le_bytes(*length);
-    (2..=MOST_HEADER as u64).contains(&length) && rest.first() == Some(&b'{')
-}
-
 impl File {
     pub(super) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let bytes = std::fs::read(path).map_err(|source| CheckpointError::Read {

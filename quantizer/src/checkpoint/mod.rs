@@ -27,10 +27,10 @@ use tpvit_models::Program;
 
 use self::config::{Config, Family};
 use self::names::canonical;
-use crate::import::Parts;
+use crate::import::{Imported, Parts};
 use crate::weights::Weights;
 
-/// A model and what its `config.json` says beside.
+/// A trained model in f32.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// What is computed; its picture is normalised.
@@ -41,9 +41,22 @@ pub struct Loaded {
     pub labels: Vec<String>,
 }
 
-/// Whether a file that begins with `start` (at least nine bytes) is safetensors.
-pub fn is_safetensors(start: &[u8]) -> bool {
-    file::is_safetensors(start)
+impl From<Imported> for Loaded {
+    fn from(imported: Imported) -> Self {
+        Loaded {
+            program: imported.program,
+            weights: imported.weights,
+            labels: Vec::new(),
+        }
+    }
+}
+
+impl Loaded {
+    /// Rewrites the patch embedding to read raw pixels: see
+    /// [`Weights::fold_preprocessing`].
+    pub fn fold_preprocessing(&mut self, mean: [f32; 3], std: [f32; 3]) {
+        self.weights.fold_preprocessing(&self.program, mean, std);
+    }
 }
 
 /// Reads the model in `path` as `config` describes it.

@@ -9,7 +9,7 @@ use tpvit_models::{BitWidth, Program};
 use tpvit_quantizer::calibration::{
     AllocateStage, Allocation, Budget, ObserveSettings, Settings, Site, allocate,
 };
-use tpvit_quantizer::import::Imported;
+use tpvit_quantizer::checkpoint::Loaded;
 use tpvit_quantizer::report::duration;
 
 use super::output::{Table, bytes, progress, tell};
@@ -61,7 +61,7 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 
 /// [`allocate`] with a progress bar, and the time it takes said when it is known.
 pub(crate) fn allocate_with_bar(
-    imported: &Imported,
+    imported: &Loaded,
     picture: &(dyn Fn(usize) -> Option<Vec<f32>> + Sync),
     count: usize,
     observe: &ObserveSettings,

@@ -55,6 +55,10 @@ pub(crate) fn execute(args: &BenchArgs) -> Result<()> {
     match kind(&args.model)? {
         Kind::Tpv => bench_tpv(args),
         Kind::Onnx => bench_peer(args),
+        Kind::Safetensors => anyhow::bail!(
+            "{} is safetensors; bench runs .tpv files, and .onnx files in tract",
+            args.model.display()
+        ),
     }
 }
 

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use tpvit_models::{BitWidth, Model, Preprocess};
 use tpvit_quantizer::calibration::{ObserveSettings, Settings};
+use tpvit_quantizer::checkpoint::Loaded;
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
-use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures::{self, Pixels};
 use tpvit_quantizer::pipeline::Job;
 use tpvit_quantizer::preprocessing::{PreprocessArgs, describe};
@@ -16,7 +16,7 @@ use tpvit_runtime::{MemoryPlan, Session};
 
 use super::RuntimeArgs;
 use super::measure::{Latencies, peak_rss_bytes};
-use super::model_file::preprocess_of;
+use super::model_file::{load_float, preprocess_of};
 use super::output::{Table, bytes, print, progress};
 use super::quantize::{quantize_watched, source};
 use super::reconstruct::Watch;
@@ -42,7 +42,7 @@ pub(crate) fn execute(args: &DemoArgs) -> Result<()> {
     };
     let path = zoo.join("vit_ti14_cifar10.onnx");
     print(&format!("reading      {}\n", path.display()))?;
-    let mut imported = import::load(&path, true)?;
+    let mut imported = load_float(&path, None, true)?;
     let image = imported.program.image;
     let preprocess = preprocess_of(&path, &PreprocessArgs::default(), image)?;
     imported
@@ -142,7 +142,7 @@ struct Column {
 }
 
 struct Demo {
-    imported: Imported,
+    imported: Loaded,
     preprocess: Preprocess,
     labels: Vec<String>,
     crops: Vec<Pixels>,
@@ -159,7 +159,7 @@ impl Demo {
     }
 
     fn float(&self, photos: &[PathBuf]) -> Result<Column> {
-        let Imported {
+        let Loaded {
             program, weights, ..
         } = &self.imported;
         let mut executor = Executor::new(program, weights);

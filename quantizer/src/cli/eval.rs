@@ -1,6 +1,6 @@
 //! `tpvit eval`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -10,26 +10,29 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
 use tpvit_models::{Model, Preprocess};
-use tpvit_quantizer::dataset::Dataset;
 #[cfg(feature = "onnx")]
-use tpvit_quantizer::import::{self, Imported};
+use tpvit_quantizer::checkpoint::Loaded;
+use tpvit_quantizer::dataset::Dataset;
 use tpvit_quantizer::pictures;
 use tpvit_quantizer::preprocessing::{Overrides, PreprocessArgs};
 #[cfg(feature = "onnx")]
 use tpvit_quantizer::reference::Executor;
 use tpvit_runtime::{Options, Session};
 
-#[cfg(feature = "onnx")]
-use super::model_file::preprocess_of;
 use super::model_file::{Kind, WholeTpvFile, kind};
+#[cfg(feature = "onnx")]
+use super::model_file::{load_float, preprocess_of};
 use super::output::{print, print_json, progress};
 use super::{RuntimeArgs, parse_threads};
 
 /// Arguments of `tpvit eval`.
 #[derive(Args)]
 pub(crate) struct EvalArgs {
-    /// The model: .tpv (run in integers) or .onnx (run in f32)
+    /// The model: .tpv (run in integers), .onnx or .safetensors (run in f32)
     model: PathBuf,
+    /// The config of a .safetensors model [default: config.json beside it]
+    #[arg(long, value_name = "FILE.json")]
+    config: Option<PathBuf>,
     /// Labelled pictures: a folder with labels.csv (columns file, label), or with a folder per
     /// class in class order
     #[arg(long, value_name = "DIR")]
@@ -75,7 +78,7 @@ pub(crate) fn execute(args: &EvalArgs) -> Result<()> {
             let file = WholeTpvFile::open(&args.model)?;
             eval_tpv(&file.model()?, &dataset, threads, &args.runtime.options(1))?
         }
-        Kind::Onnx => eval_onnx(&args.model, &args.preprocess, &dataset, threads)?,
+        Kind::Onnx | Kind::Safetensors => eval_trained(args, &dataset, threads)?,
     };
     report(&score, args.json)
 }
@@ -120,16 +123,11 @@ pub(crate) fn eval_tpv(
     )
 }
 
-/// An ONNX file in f32.
+/// A trained model in f32.
 #[cfg(feature = "onnx")]
-fn eval_onnx(
-    path: &Path,
-    preprocess: &PreprocessArgs,
-    dataset: &Dataset,
-    threads: usize,
-) -> Result<Score> {
-    let mut imported = import::load(path, true)?;
-    let preprocess = preprocess_of(path, preprocess, imported.program.image)?;
+fn eval_trained(args: &EvalArgs, dataset: &Dataset, threads: usize) -> Result<Score> {
+    let mut imported = load_float(&args.model, args.config.as_deref(), true)?;
+    let preprocess = preprocess_of(&args.model, &args.preprocess, imported.program.image)?;
     imported.fold_preprocessing(preprocess.mean, preprocess.std);
     eval_float(&imported, &preprocess, dataset, threads)
 }
@@ -137,7 +135,7 @@ fn eval_onnx(
 /// In f32, by our executor; `imported` has the preprocessing folded in.
 #[cfg(feature = "onnx")]
 pub(crate) fn eval_float(
-    imported: &Imported,
+    imported: &Loaded,
     preprocess: &Preprocess,
     dataset: &Dataset,
     threads: usize,
@@ -154,10 +152,10 @@ pub(crate) fn eval_float(
 }
 
 #[cfg(not(feature = "onnx"))]
-fn eval_onnx(path: &Path, _: &PreprocessArgs, _: &Dataset, _: usize) -> Result<Score> {
+fn eval_trained(args: &EvalArgs, _: &Dataset, _: usize) -> Result<Score> {
     anyhow::bail!(
         "{} is not a .tpv file, and this build reads no ONNX",
-        path.display()
+        args.model.display()
     )
 }
 

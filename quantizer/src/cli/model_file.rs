@@ -7,12 +7,17 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tpvit_models::file::MAGIC;
 use tpvit_models::{FileHead, Model, ModelInfo, Preprocess, TensorReader};
+#[cfg(feature = "onnx")]
+use tpvit_quantizer::checkpoint::{self, Loaded};
+#[cfg(feature = "onnx")]
+use tpvit_quantizer::import;
 use tpvit_quantizer::preprocessing::{PreprocessArgs, read_json};
 use tpvit_runtime::{LoadError, Options, Session};
 
 /// What a model file is, by its content.
 pub(crate) enum Kind {
     Tpv,
+    Safetensors,
     /// Anything else; the ONNX reader says if it is not that either.
     Onnx,
 }
@@ -25,12 +30,44 @@ pub(crate) fn kind(path: &Path) -> Result<Kind> {
     }
     let mut start = Vec::new();
     Read::by_ref(&mut file)
-        .take(MAGIC.len() as u64)
+        .take(MAGIC.len() as u64 + 1)
         .read_to_end(&mut start)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    match start == MAGIC {
-        true => Ok(Kind::Tpv),
-        false => Ok(Kind::Onnx),
+    Ok(match start.starts_with(&MAGIC) {
+        true => Kind::Tpv,
+        false if is_safetensors(&start) => Kind::Safetensors,
+        false => Kind::Onnx,
+    })
+}
+
+/// Whether a file begins with the length of a JSON object, and the object.
+fn is_safetensors(start: &[u8]) -> bool {
+    let Some((length, rest)) = start.split_first_chunk::<8>() else {
+        return false;
+    };
+    // A hundred megabytes are the format's own limit.
+    (2..=100_000_000).contains(&u64::from_le_bytes(*length)) && rest.first() == Some(&b'{')
+}
+
+/// Reads a trained model in f32: ONNX, compared with a run of its graph if
+/// `verify`, or safetensors with their config, `config.json` beside them if none
+/// is named.
+#[cfg(feature = "onnx")]
+pub(crate) fn load_float(path: &Path, config: Option<&Path>, verify: bool) -> Result<Loaded> {
+    match kind(path)? {
+        Kind::Safetensors => {
+            let beside = path.with_file_name("config.json");
+            let config = config.unwrap_or(&beside);
+            Ok(checkpoint::load(path, config)?)
+        }
+        Kind::Onnx if config.is_some() => {
+            bail!(
+                "--config is for safetensors, which {} is not",
+                path.display()
+            )
+        }
+        // A .tpv file too: the reader of ONNX says that it is none.
+        Kind::Onnx | Kind::Tpv => Ok(import::load(path, verify)?.into()),
     }
 }
 
@@ -90,7 +127,14 @@ impl WholeTpvFile {
 /// JSON files that say how a model's pictures are prepared, by their usual names.
 const SIDECARS: [&str; 2] = ["preprocessor_config.json", "config.json"];
 
-/// The preprocessing of an ONNX model: what the flags say, or else a JSON beside
+/// Whether a JSON describes a model of Hugging Face and no preprocessing.
+fn is_hugging_face_config(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    json.get("model_type").is_some() && json.get("image_mean").is_none()
+}
+
+/// The preprocessing of a trained model: what the flags say, or else a JSON beside
 /// the model (its own name with `.json`, or a usual name).
 pub(crate) fn preprocess_of(
     model: &Path,
@@ -99,7 +143,7 @@ pub(crate) fn preprocess_of(
 ) -> Result<Preprocess> {
     let beside = std::iter::once(model.with_extension("json"))
         .chain(SIDECARS.iter().map(|name| model.with_file_name(name)))
-        .find(|path| path.is_file());
+        .find(|path| path.is_file() && !is_hugging_face_config(path));
     let stored = match (&flags.preprocess, beside) {
         (None, Some(path)) => Some(read_json(&path, image)?),
         (None, None) | (Some(_), _) => None,

@@ -10,8 +10,8 @@ use tpvit_models::{BitWidth, Preprocess, SoftmaxMethod, TensorRole};
 use tpvit_quantizer::calibration::{
     ActivationCode, Allocation, Budget, Compensation, ObserveSettings, Rotation, Settings, rotate,
 };
+use tpvit_quantizer::checkpoint::Loaded;
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
-use tpvit_quantizer::import::{self, Imported};
 use tpvit_quantizer::pictures::{self, Pixels};
 use tpvit_quantizer::pipeline::{self, Job, Quantized};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, describe};
@@ -20,7 +20,7 @@ use tpvit_quantizer::reconstruct;
 use tpvit_quantizer::report::{Accuracy, ReportData, Run, decision_json, duration, unit_json};
 
 use super::allocate::{self, BudgetArgs, allocate_with_bar};
-use super::model_file::preprocess_of;
+use super::model_file::{load_float, preprocess_of};
 use super::output::{Table, bytes, check_writable, print, print_json, progress, tell, write_whole};
 use super::reconstruct::{EffortArgs, Watch, announce, checkpoint_path};
 use super::report::ReportArgs;
@@ -28,8 +28,13 @@ use super::report::ReportArgs;
 /// Arguments of `tpvit quantize`.
 #[derive(Args)]
 pub(crate) struct QuantizeArgs {
-    /// The trained model, an ONNX file
+    /// The trained model: an ONNX file, or safetensors of timm or Hugging Face (ViT, DeiT,
+    /// DINOv2, Swin)
     model: PathBuf,
+    /// What the safetensors are a model of: timm's or Hugging Face's config.json [default:
+    /// config.json beside the model]
+    #[arg(long, value_name = "FILE.json")]
+    config: Option<PathBuf>,
     /// Pictures like those the model will see: a folder of JPEG, PNG or WebP files, and the
     /// folders in it. A hundred or two are enough; labels are not needed
     #[arg(long, value_name = "DIR")]
@@ -54,7 +59,7 @@ pub(crate) struct QuantizeArgs {
     /// Rows of the table of errors; --json has them all
     #[arg(long, default_value_t = 20, value_name = "N")]
     layers: usize,
-    /// Do not compare the import with a run of the original graph
+    /// Do not compare the import of an ONNX file with a run of the original graph
     #[arg(long)]
     no_verify: bool,
     /// Print JSON instead of tables
@@ -310,11 +315,11 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         );
     }
     let report = args.report.files(&[&args.model, &args.output])?;
-    let mut imported = import::load(&args.model, !args.no_verify)?;
+    let mut imported = load_float(&args.model, args.config.as_deref(), !args.no_verify)?;
     let image = imported.program.image;
     let labels = match &args.labels {
         Some(path) => read_class_names(path, Some(imported.program.classes()))?,
-        None => Vec::new(),
+        None => std::mem::take(&mut imported.labels),
     };
     let preprocess = preprocess_of(&args.model, &args.preprocess, image)?;
     imported
@@ -471,7 +476,7 @@ pub(crate) fn source(model: &Path) -> Result<serde_json::Value> {
 
 /// [`pipeline::quantize`] under `watch`.
 pub(crate) fn quantize_watched(
-    imported: &Imported,
+    imported: &Loaded,
     picture: &(dyn Fn(usize) -> Option<Vec<f32>> + Sync),
     job: &Job,
     resume: Option<&[u8]>,
@@ -487,7 +492,7 @@ pub(crate) fn quantize_watched(
 /// What the command tells at its end.
 struct Summary<'a> {
     args: &'a QuantizeArgs,
-    imported: &'a Imported,
+    imported: &'a Loaded,
     made: &'a Quantized,
     job: &'a Job,
     allocation: &'a Option<(Budget, Allocation)>,

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use tpvit_models::{Model, Preprocess};
+use tpvit_quantizer::checkpoint::Loaded;
 use tpvit_quantizer::dataset::Dataset;
-use tpvit_quantizer::import::Imported;
 use tpvit_quantizer::report::{Accuracy, ReportData, TopK, page};
 use tpvit_runtime::Options;
 
@@ -140,7 +140,7 @@ impl Labelled {
     /// measured is no reason to lose the report: then it goes to `warnings`.
     pub(crate) fn accuracy(
         &self,
-        imported: &Imported,
+        imported: &Loaded,
         preprocess: &Preprocess,
         bytes: &[u8],
         warnings: &mut Vec<String>,
@@ -158,7 +158,7 @@ impl Labelled {
 
     fn measure(
         &self,
-        imported: &Imported,
+        imported: &Loaded,
         preprocess: &Preprocess,
         bytes: &[u8],
     ) -> Result<Accuracy> {
