@@ -11,10 +11,10 @@
 
 use std::error::Error;
 
-use tpvit_models::synthetic::{VitConfig, row_max_softmax, vit};
-use tpvit_models::{BitWidth, write};
+use tpvit_models::synthetic::{self, VitConfig, row_max_softmax};
+use tpvit_models::{BitWidth, ModelData, SoftmaxQuant, swin, write};
 
-const USAGE: &str = "usage: synthetic deit-t|deit-s|vit-s14|vit-b wWaA OUTPUT.tpv, \
+const USAGE: &str = "usage: synthetic deit-t|deit-s|vit-s14|vit-b|swin-t wWaA OUTPUT.tpv, \
                      where W and A are 2, 3, 4, 6 or 8 bits";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,23 +22,31 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, widths, output] = &args[..] else {
         return Err(USAGE.into());
     };
-    let config = config(model).ok_or(USAGE)?;
-    let (weights, activations) = parse_widths(widths).ok_or(USAGE)?;
+    let widths = parse_widths(widths).ok_or(USAGE)?;
     // As the quantizer's default: no more than four bits of attention.
-    let softmax = row_max_softmax(activations.min(BitWidth::B4));
-    let bytes = write(&vit(config, weights, activations, &softmax, 1))?;
-    std::fs::write(output, bytes)?;
+    let softmax = row_max_softmax(widths.1.min(BitWidth::B4));
+    let data = model_data(model, widths, &softmax).ok_or(USAGE)?;
+    std::fs::write(output, write(&data)?)?;
     Ok(())
 }
 
-fn config(model: &str) -> Option<VitConfig> {
-    match model {
-        "deit-t" => Some(VitConfig::DEIT_TINY),
-        "deit-s" => Some(VitConfig::DEIT_SMALL),
-        "vit-s14" => Some(VitConfig::VIT_SMALL_14),
-        "vit-b" => Some(VitConfig::VIT_BASE),
-        _ => None,
-    }
+fn model_data(
+    model: &str,
+    (weights, activations): (BitWidth, BitWidth),
+    softmax: &SoftmaxQuant,
+) -> Option<ModelData> {
+    let vit = |config| synthetic::vit(config, weights, activations, softmax, 1);
+    Some(match model {
+        "deit-t" => vit(VitConfig::DEIT_TINY),
+        "deit-s" => vit(VitConfig::DEIT_SMALL),
+        "vit-s14" => vit(VitConfig::VIT_SMALL_14),
+        "vit-b" => vit(VitConfig::VIT_BASE),
+        "swin-t" => {
+            let program = swin::program(&swin::Config::tiny([224, 224], 1000));
+            synthetic::model(program, weights, activations, softmax, 1)
+        }
+        _ => return None,
+    })
 }
 
 /// `w4a8` and the like.
