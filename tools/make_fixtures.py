@@ -31,6 +31,7 @@ EXPORTERS = {
     "opset18.dynamo": (True, 18, False),
     "opset18.dynamo.batch": (True, 18, True),
     "opset20.dynamo": (True, 20, False),
+    "opset23.dynamo": (True, 23, False),
 }
 CLASSES = 7
 
@@ -66,6 +67,19 @@ def timm_swin(**changes):
     return SwinTransformer(**{**config, "num_classes": CLASSES, **changes})
 
 
+def timm_swin_v2():
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    config = dict(img_size=64, embed_dim=32, depths=(2, 2), num_heads=(2, 4), window_size=4)
+    return SwinTransformerV2(num_classes=CLASSES, **config)
+
+
+def timm_parallel():
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    return timm_vit(block_fn=ParallelScalingBlock)
+
+
 def hugging_face(kind, **changes):
     """A model of transformers, which returns its first output."""
     import transformers
@@ -99,7 +113,6 @@ def hugging_face(kind, **changes):
     )
     shape = swin if "Swin" in kind else vit
     config = getattr(transformers, config_of)(num_labels=CLASSES, **{**shape, **changes})
-    # Position embeddings of another size are interpolated outside of the graph.
     return getattr(transformers, kind)(config)
 
 
@@ -143,7 +156,7 @@ MODELS = {
     "vit_qknorm": lambda: timm_vit(qk_norm=True),
     "vit_qknorm_gap": lambda: timm_vit(qk_norm=True, global_pool="avg", class_token=False, init_values=1.0),
     "vit_registers": lambda: timm_vit(reg_tokens=4, no_embed_class=True),
-    "vit_norm_pre": lambda: timm_vit(pre_norm=True, norm_layer=torch.nn.LayerNorm),
+    "vit_norm_pre": lambda: timm_vit(pre_norm=True, norm_layer=torch.nn.LayerNorm, depth=2, embed_dim=48, num_heads=3),
     "vit_fc_norm": lambda: timm_vit(fc_norm=True),
     "vit_no_qkv_bias": lambda: timm_vit(qkv_bias=False),
     "vit_heads80": lambda: timm_vit(img_size=(28, 42), patch_size=14, embed_dim=160, depth=2),
@@ -151,24 +164,24 @@ MODELS = {
     "vit_patch32": lambda: timm_vit(img_size=(64, 96), patch_size=32, embed_dim=96, num_heads=3, depth=5),
     "vit_pooled": lambda: timm_vit(num_classes=0),
     "vit_features": lambda: features(timm_vit(num_classes=0)),
-    "dinov2_giant": lambda: features(timm_dinov2(reg_tokens=4, no_embed_class=True, num_classes=0)),
+    "dinov2_giant": lambda: features(timm_dinov2(depth=2, embed_dim=32, reg_tokens=4, no_embed_class=True, num_classes=0)),
     "dinov2_giant_classes": lambda: timm_dinov2(),
     "deit_distilled": lambda: timm_distilled(),
     # timm, Swin
     "swin": lambda: timm_swin(),
-    "swin_wide": lambda: timm_swin(img_size=(48, 96), depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=3),
-    "swin_whole": lambda: timm_swin(img_size=(28, 56), depths=(2, 3), window_size=7),
+    "swin_wide": lambda: timm_swin(img_size=(48, 96), embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=3),
+    "swin_whole": lambda: timm_swin(img_size=(56, 112), depths=(2, 3), window_size=7),
     "swin_deep": lambda: timm_swin(img_size=64, depths=(2, 4, 2), num_heads=(1, 2, 4), window_size=(2, 4)),
     "swin_window8": lambda: timm_swin(img_size=128, depths=(2, 2), window_size=8),
     "swin_features": lambda: timm_swin(num_classes=0),
     # Hugging Face transformers
-    "hf_vit": lambda: hugging_face("ViTForImageClassification"),
+    "hf_vit": lambda: hugging_face("ViTForImageClassification", num_hidden_layers=2, hidden_size=48, num_attention_heads=3),
     "hf_vit_wide": lambda: hugging_face("ViTForImageClassification", image_size=(32, 48), qkv_bias=False),
     "hf_vit_model": lambda: hugging_face("ViTModel"),
     "hf_vit_eager": lambda: hugging_face("ViTForImageClassification", attn_implementation="eager"),
     "hf_deit": lambda: hugging_face("DeiTForImageClassification"),
     "hf_deit_distilled": lambda: hugging_face("DeiTForImageClassificationWithTeacher"),
-    "hf_swin": lambda: hugging_face("SwinForImageClassification"),
+    "hf_swin": lambda: hugging_face("SwinForImageClassification", embed_dim=16),
     "hf_swin_eps": lambda: hugging_face("SwinForImageClassification", layer_norm_eps=1e-3, image_size=96, window_size=3, depths=[2, 3, 2], num_heads=[1, 2, 4]),
     "hf_swin_eager": lambda: hugging_face("SwinForImageClassification", attn_implementation="eager"),
     "hf_swin_model": lambda: hugging_face("SwinModel"),
@@ -177,6 +190,15 @@ MODELS = {
     "hf_dinov2_classes": lambda: hugging_face("Dinov2ForImageClassification"),
     "hf_dinov2_registers": lambda: hugging_face("Dinov2WithRegistersModel"),
     "hf_dinov2_registers_classes": lambda: hugging_face("Dinov2WithRegistersForImageClassification"),
+    # Refused, each with the node that does not fit
+    "refused_padded": lambda: timm_swin(img_size=60),
+    "refused_odd": lambda: timm_swin(img_size=60, window_size=5, depths=(1, 1, 1), num_heads=(1, 1, 1)),
+    "refused_tanh": lambda: timm_vit(act_layer="gelu_tanh"),
+    "refused_quick_gelu": lambda: timm_vit(act_layer="quick_gelu"),
+    "refused_parallel": lambda: timm_parallel(),
+    "refused_swin_v2": lambda: timm_swin_v2(),
+    "refused_hf_absolute": lambda: hugging_face("SwinForImageClassification", use_absolute_embeddings=True),
+    "refused_max_pool": lambda: timm_vit(global_pool="max"),
 }
 
 
@@ -220,7 +242,20 @@ def export(model, image, path, dynamo, opset, dynamic):
         )
 
 
-def make(name, folder, exporters):
+def strip(path):
+    """Removes what no reader needs: where in the code each node comes from."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+
+
+def make(name, folder, exporters, stripped):
     torch.manual_seed(sum(map(ord, name)))
     model = first_output(MODELS[name]()).eval()
     randomise(model)
@@ -235,6 +270,8 @@ def make(name, folder, exporters):
         path = folder / f"{name}.{exporter}.onnx"
         try:
             export(model, image, path, *EXPORTERS[exporter])
+            if stripped:
+                strip(path)
             print(path, flush=True)
         except Exception as error:  # torch raises whatever it likes
             first = str(error).strip().splitlines()
@@ -246,6 +283,7 @@ def main():
     parser.add_argument("folder", type=pathlib.Path, nargs="?")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--exporter", action="append", choices=EXPORTERS)
+    parser.add_argument("--strip", action="store_true", help="without the exporter's notes")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list or arguments.folder is None:
@@ -254,7 +292,7 @@ def main():
     warnings.filterwarnings("ignore")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or MODELS:
-        make(name, arguments.folder, arguments.exporter or EXPORTERS)
+        make(name, arguments.folder, arguments.exporter or EXPORTERS, arguments.strip)
 
 
 if __name__ == "__main__":
