@@ -137,10 +137,14 @@ impl<'g> Folded<'g> {
                     .inputs
                     .iter()
                     .map(|id| self.constant((*id)?).map(|t| &**t));
-                concat(node, &parts.collect::<Option<Vec<_>>>()?)
+                concat(node, &parts.collect::<Option<Vec<_>>>()?, self.budget)
             }
             "Where" => choose(tensor(0)?, tensor(1)?, tensor(2)?, self.budget),
-            "Sqrt" | "Neg" | "Reciprocal" | "Floor" | "Ceil" | "Abs" => unary(&node.op, tensor(0)?),
+            "Range" => range(tensor(0)?, tensor(1)?, tensor(2)?, self.budget),
+            "ScatterND" => scatter(node, tensor(0)?, tensor(1)?, tensor(2)?),
+            "Sqrt" | "Neg" | "Reciprocal" | "Floor" | "Ceil" | "Abs" | "Not" => {
+                unary(&node.op, tensor(0)?)
+            }
             op => binary(op, tensor(0)?, tensor(1)?, self.budget),
         }
     }
@@ -155,9 +159,11 @@ impl<'g> Folded<'g> {
             "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Min" | "Max" => {
                 broadcast_shape(shape(0)?, shape(1)?)
             }
-            "Erf" | "Sqrt" | "Neg" | "Reciprocal" | "Exp" | "Tanh" | "Sigmoid" | "Relu"
-            | "Gelu" | "FastGelu" | "QuickGelu" | "Softmax" | "LayerNormalization" | "Cast"
-            | "BatchNormalization" | "Clip" | "HardSwish" | "HardSigmoid" | "LeakyRelu"
+            "Where" => broadcast_shape(&broadcast_shape(shape(0)?, shape(1)?)?, shape(2)?),
+            "IsNaN" | "Erf" | "Sqrt" | "Neg" | "Reciprocal" | "Exp" | "Tanh" | "Sigmoid"
+            | "Relu" | "Gelu" | "FastGelu" | "QuickGelu" | "Softmax" | "LayerNormalization"
+            | "Cast" | "BatchNormalization" | "Clip" | "HardSwish" | "HardSigmoid"
+            | "LeakyRelu"
                 if output == 0 =>
             {
                 Some(shape(0)?.to_vec())
@@ -289,24 +295,88 @@ fn gather(node: &Node, from: &Tensor, rows: &Tensor, budget: usize) -> Option<Te
     })
 }
 
-/// Concatenation along the first axis that is longer than 1, so that the
-/// values simply follow each other.
-fn concat(node: &Node, parts: &[&Tensor]) -> Option<Tensor> {
+fn concat(node: &Node, parts: &[&Tensor], budget: usize) -> Option<Tensor> {
     let shapes: Vec<&[usize]> = parts.iter().map(|p| &p.shape[..]).collect();
     let shape = concat_shape(node, &shapes)?;
+    element_count(&shape).filter(|n| *n <= budget)?;
     let at = axis(node.int("axis")?, shape.len())?;
-    if shape[..at].iter().any(|s| *s != 1) {
-        return None;
-    }
+    let outer: usize = shape[..at].iter().product();
+    let runs: Vec<usize> = shapes.iter().map(|s| s[at..].iter().product()).collect();
     let floats: Option<Vec<&[f32]>> = parts.iter().map(|p| p.floats()).collect();
     let data = match floats {
-        Some(floats) => Data::Float(floats.concat()),
+        Some(parts) => Data::Float(interleaved(&parts, &runs, outer)),
         None => {
-            let ints: Option<Vec<&[i64]>> = parts.iter().map(|p| p.ints()).collect();
-            Data::Int(ints?.concat())
+            let parts: Option<Vec<&[i64]>> = parts.iter().map(|p| p.ints()).collect();
+            Data::Int(interleaved(&parts?, &runs, outer))
         }
     };
     Some(Tensor { shape, data })
+}
+
+/// A run of each part, `outer` times.
+fn interleaved<T: Copy>(parts: &[&[T]], runs: &[usize], outer: usize) -> Vec<T> {
+    let pieces = (0..outer).flat_map(|o| {
+        let pairs = parts.iter().zip(runs);
+        pairs.flat_map(move |(part, run)| &part[o * run..][..*run])
+    });
+    pieces.copied().collect()
+}
+
+fn range(start: &Tensor, limit: &Tensor, delta: &Tensor, budget: usize) -> Option<Tensor> {
+    let [start, limit, delta] = [start.ints()?, limit.ints()?, delta.ints()?];
+    let ([start], [limit], [delta]) = (start, limit, delta) else {
+        return None;
+    };
+    let span = limit.checked_sub(*start)?;
+    let (span, step) = match *delta {
+        1.. => (span.max(0).unsigned_abs(), delta.unsigned_abs()),
+        _ => (span.min(0).unsigned_abs(), delta.unsigned_abs()),
+    };
+    let len = usize::try_from(span.div_ceil(step.max(1))).ok()?;
+    let values = (0..len as i64).map(|i| start + i * delta);
+    (step > 0 && len <= budget).then(|| Tensor {
+        shape: vec![len],
+        data: Data::Int(values.collect()),
+    })
+}
+
+/// Slices of `data` replaced: what assigning to a slice becomes.
+fn scatter(node: &Node, data: &Tensor, indices: &Tensor, updates: &Tensor) -> Option<Tensor> {
+    if !matches!(node.text("reduction"), None | Some("none")) {
+        return None;
+    }
+    let depth = *indices.shape.last()?;
+    let (leading, run) = data.shape.split_at_checked(depth)?;
+    let run: usize = run.iter().product();
+    let row = |index: &[i64]| {
+        let mut row = 0;
+        for (i, side) in index.iter().zip(leading) {
+            row = row * side + axis(*i, *side)?;
+        }
+        Some(row)
+    };
+    let rows = indices.ints()?.chunks_exact(depth.max(1)).map(row);
+    let rows = rows.collect::<Option<Vec<usize>>>()?;
+    if depth == 0 || rows.len() * run != updates.data.len() {
+        return None;
+    }
+    let data_of = match (&data.data, &updates.data) {
+        (Data::Float(old), Data::Float(new)) => Data::Float(replaced(old, new, &rows, run)),
+        (Data::Int(old), Data::Int(new)) => Data::Int(replaced(old, new, &rows, run)),
+        (Data::Float(_), Data::Int(_)) | (Data::Int(_), Data::Float(_)) => return None,
+    };
+    Some(Tensor {
+        shape: data.shape.clone(),
+        data: data_of,
+    })
+}
+
+fn replaced<T: Copy>(old: &[T], new: &[T], rows: &[usize], run: usize) -> Vec<T> {
+    let mut values = old.to_vec();
+    for (i, row) in rows.iter().enumerate() {
+        values[row * run..][..run].copy_from_slice(&new[i * run..][..run]);
+    }
+    values
 }
 
 fn choose(condition: &Tensor, yes: &Tensor, no: &Tensor, budget: usize) -> Option<Tensor> {
@@ -314,13 +384,28 @@ fn choose(condition: &Tensor, yes: &Tensor, no: &Tensor, budget: usize) -> Optio
     element_count(&shape).filter(|n| *n <= budget)?;
     let at = |t: &Tensor| View::broadcast(&t.shape, &shape).map(|v| v.indexes());
     let (c, y, n) = (at(condition)?, at(yes)?, at(no)?);
-    let (condition, yes, no) = (condition.ints()?, yes.ints()?, no.ints()?);
-    let one = |i: usize| match condition[c[i] as usize] {
-        0 => no[n[i] as usize],
-        _ => yes[y[i] as usize],
+    let condition = condition.ints()?;
+    let chosen = |i: usize| condition[c[i] as usize] != 0;
+    let data = match (&yes.data, &no.data) {
+        (Data::Float(yes), Data::Float(no)) => Data::Float(either(chosen, yes, &y, no, &n)),
+        (Data::Int(yes), Data::Int(no)) => Data::Int(either(chosen, yes, &y, no, &n)),
+        (Data::Float(_), Data::Int(_)) | (Data::Int(_), Data::Float(_)) => return None,
     };
-    let data = Data::Int((0..c.len()).map(one).collect());
     Some(Tensor { shape, data })
+}
+
+fn either<T: Copy>(
+    chosen: impl Fn(usize) -> bool,
+    yes: &[T],
+    yes_at: &[u32],
+    no: &[T],
+    no_at: &[u32],
+) -> Vec<T> {
+    let one = |i: usize| match chosen(i) {
+        true => yes[yes_at[i] as usize],
+        false => no[no_at[i] as usize],
+    };
+    (0..yes_at.len()).map(one).collect()
 }
 
 fn unary(op: &str, x: &Tensor) -> Option<Tensor> {
@@ -340,6 +425,7 @@ fn unary(op: &str, x: &Tensor) -> Option<Tensor> {
         Data::Int(v) => match op {
             "Neg" => Data::Int(v.iter().map(|v| v.checked_neg()).collect::<Option<_>>()?),
             "Abs" => Data::Int(v.iter().map(|v| v.checked_abs()).collect::<Option<_>>()?),
+            "Not" => Data::Int(v.iter().map(|v| i64::from(*v == 0)).collect()),
             _ => return None,
         },
     };
@@ -357,6 +443,11 @@ fn binary(op: &str, a: &Tensor, b: &Tensor, budget: usize) -> Option<Tensor> {
     let pairs = pairs.map(|(i, j)| (i as usize, j as usize));
     let data = match (&a.data, &b.data) {
         (Data::Float(a), Data::Float(b)) => {
+            if let Some(holds) = comparison::<f32>(op) {
+                let holds = pairs.map(|(i, j)| i64::from(holds(&a[i], &b[j])));
+                let data = Data::Int(holds.collect());
+                return Some(Tensor { shape, data });
+            }
             let f: fn(f32, f32) -> f32 = match op {
                 "Add" => |a, b| a + b,
                 "Sub" => |a, b| a - b,
@@ -368,15 +459,19 @@ fn binary(op: &str, a: &Tensor, b: &Tensor, budget: usize) -> Option<Tensor> {
             Data::Float(pairs.map(|(i, j)| f(a[i], b[j])).collect())
         }
         (Data::Int(a), Data::Int(b)) => {
+            if let Some(holds) = comparison::<i64>(op) {
+                let holds = pairs.map(|(i, j)| i64::from(holds(&a[i], &b[j])));
+                let data = Data::Int(holds.collect());
+                return Some(Tensor { shape, data });
+            }
             let f: fn(i64, i64) -> Option<i64> = match op {
                 "Add" => i64::checked_add,
                 "Sub" => i64::checked_sub,
                 "Mul" => i64::checked_mul,
                 "Div" => i64::checked_div,
                 "Mod" => i64::checked_rem_euclid,
-                "Equal" => |a, b| Some(i64::from(a == b)),
-                "Less" => |a, b| Some(i64::from(a < b)),
-                "Greater" => |a, b| Some(i64::from(a > b)),
+                "And" => |a, b| Some(i64::from(a != 0 && b != 0)),
+                "Or" => |a, b| Some(i64::from(a != 0 || b != 0)),
                 _ => return None,
             };
             Data::Int(pairs.map(|(i, j)| f(a[i], b[j])).collect::<Option<_>>()?)
@@ -384,6 +479,17 @@ fn binary(op: &str, a: &Tensor, b: &Tensor, budget: usize) -> Option<Tensor> {
         (Data::Float(_), Data::Int(_)) | (Data::Int(_), Data::Float(_)) => return None,
     };
     Some(Tensor { shape, data })
+}
+
+fn comparison<T: PartialOrd>(op: &str) -> Option<fn(&T, &T) -> bool> {
+    Some(match op {
+        "Equal" => T::eq,
+        "Less" => T::lt,
+        "LessOrEqual" => T::le,
+        "Greater" => T::gt,
+        "GreaterOrEqual" => T::ge,
+        _ => return None,
+    })
 }
 
 fn matmul(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {

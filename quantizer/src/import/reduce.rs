@@ -215,11 +215,28 @@ impl<'g> Reduced<'g> {
         if let Some(view) = self.folded.view(node, number) {
             step.kind = Kind::View(view);
             step.inputs.truncate(1);
+        } else if let Some(softmax) = self.nan_guard(node) {
+            step.kind = Kind::View(View::reshaped(self.shape(softmax).to_vec()));
+            step.inputs = vec![softmax];
         } else if let Some((kind, inputs)) = self.classify(node) {
             step.kind = kind;
             step.inputs = inputs;
         }
         step
+    }
+
+    /// `x`, if the node is `x` with another value where it is not a number. It
+    /// is one in a row of scores that is masked out whole; finite constants mask
+    /// none.
+    fn nan_guard(&self, node: &Node) -> Option<ValueId> {
+        if node.op != "Where" || !node.domain.is_empty() {
+            return None;
+        }
+        let x = node.input(2)?;
+        let condition = self.op(node.input(0)?, "IsNaN")?;
+        let softmax = self.op(x, "Softmax").is_some();
+        let constant = self.folded.constant(node.input(1)?).is_some();
+        (softmax && constant && self.base(condition.input(0)?) == self.base(x)).then_some(x)
     }
 
     /// Kind and computed inputs of a node that does more than move data.

@@ -265,10 +265,12 @@ fn slice(
         };
         let span = if step > 0 { end - start } else { start - end };
         let len = (span.max(0) as u64).div_ceil(step.unsigned_abs().max(1)) as usize;
-        if step == 0 || len == 0 {
+        if step == 0 {
             return None;
         }
-        let step = if len == 1 {
+        // A roll by nothing has an empty part; where it starts means nothing.
+        let start = if len == 0 { 0 } else { start };
+        let step = if len <= 1 {
             1
         } else {
             isize::try_from(step).ok()?
@@ -366,7 +368,7 @@ mod tests {
         assert_eq!(row(1, 4, 1), Some(vec![1, 2, 3]));
         assert_eq!(row(-2, i64::MAX, 1), Some(vec![4, 5]));
         assert_eq!(row(5, i64::MIN, -2), Some(vec![5, 3, 1]));
-        assert_eq!(row(4, 2, 1), None);
+        assert_eq!(row(4, 2, 1), Some(vec![]));
         assert_eq!(row(0, 6, 0), None);
     }
 
