@@ -7,9 +7,9 @@ use criterion::{
 };
 use tpvit_bench::{Bytes, kernels_here};
 use tpvit_kernels::{
-    ActCodebook, ActQuant, AttentionMethod, BitWidth, GemmShape, HeadOutput, HeadRequant,
-    HeadShape, Kernels, KeysValues, Output, Queries, Requant, ShiftForm, SoftmaxCodes, SoftmaxKind,
-    reference,
+    ActCodebook, ActQuant, AttentionMethod, BitWidth, Cells, GemmShape, HeadOutput, HeadRequant,
+    HeadShape, Kernels, KeysValues, Lines, Output, Queries, Requant, ShiftForm, SoftmaxCodes,
+    SoftmaxKind, reference,
 };
 
 const TOKENS: usize = 197;
@@ -342,7 +342,7 @@ impl Head {
         KeysValues {
             rows: &self.qkv,
             row_stride: Self::STRIDE,
-            lines: tpvit_kernels::Lines::ONE,
+            lines: Lines::ONE,
             k_col: 3 * Self::DIM,
             v_col: 6 * Self::DIM,
         }
@@ -436,6 +436,93 @@ fn attention(c: &mut Criterion) {
                 }
                 group.finish();
             }
+        }
+    }
+}
+
+/// One head of Swin's first stage: 64 windows of 7 by 7 tokens in a grid of 56 by 56,
+/// packed and attended in one call, with a position bias.
+///
+/// `attention-cells/a<activation bits>/64x49x64/<code bits>-bit <kind>/<method>/<isa>`.
+fn attention_cells(c: &mut Criterion) {
+    const GRID: usize = 56;
+    const WINDOW: usize = 7;
+    let tokens = WINDOW * WINDOW;
+    let line = |y: usize| {
+        (0..GRID)
+            .step_by(WINDOW)
+            .map(move |x| (y * GRID + x) as u32)
+    };
+    let first: Vec<u32> = (0..GRID).step_by(WINDOW).flat_map(line).collect();
+    let bias: Vec<i32> = (0..tokens * Cells::bias_row_len(tokens))
+        .map(|i| (i as i32 * 37) % 401 - 200)
+        .collect();
+    let cells = Cells {
+        lines: Lines {
+            len: WINDOW,
+            stride: GRID,
+        },
+        first: &first,
+        own: 0..GRID * GRID,
+        bias: &bias,
+    };
+    for (act, act_max) in [(8, 255), (4, 15)] {
+        for (bits, is_static) in [
+            (BitWidth::B3, false),
+            (BitWidth::B4, false),
+            (BitWidth::B8, true),
+        ] {
+            let grid = Head::new(GRID * GRID, act_max, bits, is_static);
+            let shape = HeadShape {
+                tokens,
+                ..grid.shape
+            };
+            let form = ShiftForm::from_multipliers(&grid.multipliers);
+            let mut methods = vec![("decode", AttentionMethod::Decode)];
+            methods.extend(
+                form.as_ref()
+                    .map(|form| ("shift", AttentionMethod::Shift(form))),
+            );
+            let kind = if is_static { "static" } else { "row-maximum" };
+            let mut group = c.benchmark_group(format!(
+                "attention-cells/a{act}/{}x{tokens}x{}/{}-bit {kind}",
+                first.len(),
+                Head::DIM,
+                bits.bits()
+            ));
+            group.sample_size(10);
+            let pairs = first.len() * tokens * tokens;
+            group.throughput(Throughput::Elements((2 * pairs * Head::DIM) as u64));
+            let mut expected = None;
+            for kernels in kernels_here() {
+                let mut packed = vec![0; kernels.attention_pack_len(&shape)];
+                let mut scratch = vec![0; kernels.attention_scratch_len(&shape)];
+                let mut out = vec![0; GRID * GRID * Head::DIM];
+                for &(name, method) in &methods {
+                    let mut run = |out: &mut [u8]| {
+                        kernels.attention_cells(
+                            &shape,
+                            &cells,
+                            &grid.queries(),
+                            &grid.keys_values(),
+                            &grid.softmax(),
+                            method,
+                            &grid.requant(),
+                            &mut packed,
+                            &mut scratch,
+                            grid.output(out),
+                        );
+                    };
+                    run(&mut out);
+                    let isa = kernels.isa().name();
+                    let expected = expected.get_or_insert_with(|| out.clone());
+                    assert_eq!(out, *expected, "{name} on {isa} differs");
+                    group.bench_function(format!("{name}/{isa}"), |b| {
+                        b.iter(|| run(black_box(&mut out)));
+                    });
+                }
+            }
+            group.finish();
         }
     }
 }
@@ -540,6 +627,7 @@ fn snap(c: &mut Criterion) {
 criterion_group!(
     benches,
     attention,
+    attention_cells,
     attention_pack,
     gemm,
     pack,
