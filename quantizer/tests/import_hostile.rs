@@ -255,7 +255,13 @@ fn mutated_graphs_never_panic() {
         (state >> 33) as usize % n
     };
     let folder = tempfile::tempdir().unwrap();
-    for name in ["vit.opset14.onnx", "vit.opset18.dynamo.onnx"] {
+    for name in [
+        "vit.opset14.onnx",
+        "vit.opset18.dynamo.onnx",
+        "swin_wide.opset18.dynamo.onnx",
+        "hf_swin.opset17.onnx",
+        "dinov2_giant.opset20.onnx",
+    ] {
         let original = ModelProto::decode(&std::fs::read(fixture(name)).unwrap()[..]).unwrap();
         for _ in 0..400 {
             let mut model = original.clone();
