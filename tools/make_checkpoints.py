@@ -5,19 +5,23 @@
     python tools/make_checkpoints.py quantizer/tests/fixtures/checkpoints
 
 Each folder gets `model.safetensors`, `config.json` (Hugging Face's own, or the
-keys of timm's that tpvit reads) and `model.onnx`. `quantizer/tests/checkpoints.rs`
-holds the two to the same Program and the same weights, bit for bit.
+keys of timm's that tpvit reads) and `EXPORTER.onnx` of each of EXPORTERS that can
+write it. `quantizer/tests/checkpoints.rs` holds them all to the same Program and the
+same weights, bit for bit.
 """
 
 import json
 import pathlib
 import sys
+import warnings
 
+import onnx
 import timm
 import torch
 import transformers as hf
 from safetensors.torch import save_file
 
+warnings.simplefilter("ignore")
 OUT = pathlib.Path(sys.argv[1])
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
 
@@ -48,16 +52,45 @@ class Result(torch.nn.Module):
         return result
 
 
-def export(model, size, path):
+# TorchScript or dynamo, and the operator set.
+EXPORTERS = {
+    "opset14": (False, 14),
+    "opset17": (False, 17),
+    "opset20": (False, 20),
+    "opset18.dynamo": (True, 18),
+}
+
+
+def export(model, size, folder):
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
-    names = dict(input_names=["image"], output_names=["result"])
-    torch.onnx.export(Result(model), image, path, opset_version=17, dynamo=False, **names)
+    for exporter, (dynamo, opset) in EXPORTERS.items():
+        path = folder / f"{exporter}.onnx"
+        options = dict(input_names=["image"], output_names=["result"], opset_version=opset)
+        if dynamo:
+            options |= dict(external_data=False, verbose=False)
+        try:
+            torch.onnx.export(Result(model).eval(), (image,), path, dynamo=dynamo, **options)
+        except Exception as error:
+            print(f"{path}: {str(error).splitlines()[0]}", file=sys.stderr)
+            path.unlink(missing_ok=True)
+            continue
+        strip(path)
+
+
+def strip(path):
+    """Takes out where each node's code stood on the machine that exported it."""
+    model = onnx.load(path)
+    for part in [model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions]:
+        part.ClearField("doc_string")
+        del part.metadata_props[:]
+    del model.graph.value_info[:]
+    onnx.save(model, path)
 
 
 def hugging_face(name, model, size=(32, 32)):
     folder = OUT / name
     randomise(model).save_pretrained(folder)
-    export(model, size, folder / "model.onnx")
+    export(model, size, folder)
 
 
 def of_timm(name, architecture, size=(32, 32), num_classes=7, **args):
@@ -74,7 +107,7 @@ def of_timm(name, architecture, size=(32, 32), num_classes=7, **args):
         "pretrained_cfg": {"input_size": [3, *size]},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    export(model, size, folder / "model.onnx")
+    export(model, size, folder)
 
 
 dinov2 = dict(SMALL, mlp_ratio=2)
@@ -90,6 +123,7 @@ hugging_face("hf_swin", hf.SwinForImageClassification(hf.SwinConfig(num_labels=7
 
 vit = dict(embed_dim=16, depth=2, num_heads=2, patch_size=8)
 of_timm("timm_vit", "vit_tiny_patch16_224", (32, 48), **vit)
+of_timm("timm_vit_qk_norm", "vit_tiny_patch16_224", qk_norm=True, **vit)
 of_timm("timm_vit_gap", "vit_base_patch16_gap_224", **vit)
 of_timm("timm_deit_distilled", "deit_tiny_distilled_patch16_224", **vit)
 of_timm("timm_clip", "vit_base_patch16_clip_224", **vit)
