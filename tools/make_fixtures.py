@@ -31,7 +31,6 @@ EXPORTERS = {
     "opset18.dynamo": (True, 18, False),
     "opset18.dynamo.batch": (True, 18, True),
     "opset20.dynamo": (True, 20, False),
-    "opset23.dynamo": (True, 23, False),
 }
 CLASSES = 7
 
@@ -116,6 +115,12 @@ def hugging_face(kind, **changes):
     return getattr(transformers, kind)(config)
 
 
+def resized(model, size):
+    """`model` for pictures of another size: positions interpolated in the graph."""
+    model.picture_size = size
+    return model
+
+
 def first_output(model):
     """`model` as a function of the picture alone, with one output."""
 
@@ -186,6 +191,7 @@ MODELS = {
     "hf_swin_eager": lambda: hugging_face("SwinForImageClassification", attn_implementation="eager"),
     "hf_swin_model": lambda: hugging_face("SwinModel"),
     "hf_dinov2": lambda: hugging_face("Dinov2Model"),
+    "hf_dinov2_resized": lambda: resized(hugging_face("Dinov2Model", image_size=48), (32, 40)),
     "hf_dinov2_swiglu": lambda: hugging_face("Dinov2Model", use_swiglu_ffn=True),
     "hf_dinov2_classes": lambda: hugging_face("Dinov2ForImageClassification"),
     "hf_dinov2_registers": lambda: hugging_face("Dinov2WithRegistersModel"),
@@ -204,6 +210,8 @@ MODELS = {
 
 def image_size(model):
     for module in model.modules():
+        if hasattr(module, "picture_size"):
+            return module.picture_size
         size = getattr(getattr(module, "patch_embed", None), "img_size", None)
         size = size or getattr(getattr(module, "config", None), "image_size", None)
         if size is not None:

@@ -379,6 +379,26 @@ fn a_bias_on_the_scores_is_refused() {
 }
 
 #[test]
+fn fused_attention_is_refused_by_name() {
+    let mut w = Writer::new();
+    let x = w.embed();
+    let y = w.layer_norm(&x);
+    let [q, k, v] = [(), (), ()].map(|()| w.linear(&y, D, D));
+    let fused = w.node("Attention", &[&q, &k, &v], &[int("q_num_heads", HEADS)]);
+    let branch = w.linear(&fused, D, D);
+    let x = w.node("Add", &[&x, &branch], &[]);
+    let x = w.mlp(&x, 0);
+    let logits = w.head(&x);
+    let error = w.load(&logits).unwrap_err();
+    println!("{error}");
+    let ImportError::Unrecognised { node, op, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!((node, &op[..]), (&fused, "Attention"), "{error}");
+    assert!(error.to_string().contains("operator set 22"), "{error}");
+}
+
+#[test]
 fn a_convolutional_network_is_refused() {
     let mut w = Writer::new();
     let weight = w.weight(&[D, 3, 3, 3]);

@@ -6,6 +6,7 @@ use super::trace::only_use;
 use super::view::View;
 use super::walk::{Stream, Walk, vector};
 use crate::onnx::{Tensor, ValueId};
+use std::collections::{BTreeMap, HashMap};
 
 /// Marks an element that comes from a constant, not from a patch.
 const CONSTANT: u32 = u32::MAX;
@@ -35,32 +36,10 @@ impl<'r> Walk<'r, '_> {
         let [_, d, rows, cols] = *self.r.shape(conv.output) else {
             return Err(Misfit::at(conv, "a two-dimensional convolution"));
         };
-        let len = d * rows * cols;
-        let mut tokens = Tokens {
-            index: (0..len as u32).collect(),
-            offset: vec![0.0; len],
-        };
-        let mut last = conv;
-        while let [next] = self.r.uses(last.output)[..] {
-            let shape = self.r.shape(next.inputs[0]);
-            let advanced = match &next.kind {
-                Kind::Offset { by } => tokens.plus(by, shape),
-                Kind::Concat => tokens.beside(self.r, next),
-                kind => match kind.moves() {
-                    Some(moved) => Some(tokens.moved(&moved)),
-                    None => break,
-                },
-            };
-            tokens = advanced.ok_or_else(|| {
-                Misfit::at(
-                    next,
-                    "class token, patches and positions as [1, tokens, channels]",
-                )
-            })?;
-            last = next;
-        }
+        let (value, tokens) = self.tokens(conv, d * rows * cols)?;
+        let last = self.r.source(value).unwrap_or(conv);
         let stream = Stream {
-            value: last.output,
+            value,
             tokens: tokens.index.len() / d,
             dim: d,
         };
@@ -72,7 +51,7 @@ impl<'r> Walk<'r, '_> {
                     "prefix tokens followed by the patches in row-major order",
                 )
             })?;
-        self.tap("embed", last.output, "embed");
+        self.tap("embed", value, "embed");
         Ok(Embedding {
             patch,
             grid: [rows, cols],
@@ -80,6 +59,49 @@ impl<'r> Walk<'r, '_> {
             position,
             stream,
         })
+    }
+
+    /// The value that the first step reads which does more than to arrange tokens.
+    ///
+    /// Steps are taken in their order, so that each finds its inputs known; class
+    /// token, positions and registers may join one after the other.
+    fn tokens(&self, conv: &'r Step, len: usize) -> Result<(ValueId, Tokens), Misfit> {
+        let patches = Tokens {
+            index: (0..len as u32).collect(),
+            offset: vec![0.0; len],
+        };
+        let mut last = self.r.base(conv.output);
+        let mut known = HashMap::from([(last, patches)]);
+        let order = |step: &'r Step| (step.node.0, step);
+        let mut waiting: BTreeMap<_, _> = self.r.uses(conv.output).into_iter().map(order).collect();
+        while let Some((_, step)) = waiting.pop_first() {
+            let mut inputs = step.inputs.iter().map(|id| self.r.base(*id));
+            let input = inputs.find(|id| known.contains_key(id));
+            let input = input.expect("a step that waits reads a known value");
+            let tokens = &known[&input];
+            let arranged = match &step.kind {
+                Kind::Offset { by } => tokens.plus(by, self.r.shape(step.inputs[0])),
+                Kind::Concat => beside(self.r, step, &known),
+                kind => match kind.moves() {
+                    Some(moved) => Some(tokens.moved(&moved)),
+                    None => {
+                        last = input;
+                        break;
+                    }
+                },
+            };
+            let arranged = arranged.ok_or_else(|| {
+                Misfit::at(
+                    step,
+                    "class token, patches and positions as [1, tokens, channels]",
+                )
+            })?;
+            last = self.r.base(step.output);
+            known.insert(last, arranged);
+            waiting.extend(self.r.uses(step.output).into_iter().map(order));
+        }
+        let tokens = known.remove(&last).expect("the value was just looked at");
+        Ok((last, tokens))
     }
 
     /// A LayerNorm of the tokens before the first block.
@@ -193,36 +215,41 @@ impl Tokens {
             offset: sums.collect(),
         })
     }
+}
 
-    /// Constants put before or after, as whole tokens.
-    fn beside(&self, reduced: &Reduced<'_>, concat: &Step) -> Option<Tokens> {
-        let node = reduced.node(concat);
-        let [1, _, _] = *reduced.shape(concat.output) else {
-            return None;
-        };
-        if !matches!(node.int("axis"), Some(1 | -2)) || concat.inputs.len() != 1 {
-            return None;
-        }
-        let mut all = Tokens {
-            index: Vec::new(),
-            offset: Vec::new(),
-        };
-        for id in node.inputs.iter().flatten() {
-            match reduced.folded.constant(*id) {
-                Some(constant) => {
-                    let values = constant.floats()?;
-                    all.index
-                        .extend(std::iter::repeat_n(CONSTANT, values.len()));
-                    all.offset.extend_from_slice(values);
-                }
-                None => {
-                    all.index.extend(&self.index);
-                    all.offset.extend(&self.offset);
-                }
+/// Constants and known tokens side by side, as whole tokens.
+fn beside(
+    reduced: &Reduced<'_>,
+    concat: &Step,
+    known: &HashMap<ValueId, Tokens>,
+) -> Option<Tokens> {
+    let node = reduced.node(concat);
+    let [1, _, _] = *reduced.shape(concat.output) else {
+        return None;
+    };
+    if !matches!(node.int("axis"), Some(1 | -2)) {
+        return None;
+    }
+    let mut all = Tokens {
+        index: Vec::new(),
+        offset: Vec::new(),
+    };
+    for id in node.inputs.iter().flatten() {
+        match reduced.folded.constant(*id) {
+            Some(constant) => {
+                let values = constant.floats()?;
+                all.index
+                    .extend(std::iter::repeat_n(CONSTANT, values.len()));
+                all.offset.extend_from_slice(values);
+            }
+            None => {
+                let tokens = known.get(&reduced.base(*id))?;
+                all.index.extend(&tokens.index);
+                all.offset.extend(&tokens.offset);
             }
         }
-        Some(all)
     }
+    Some(all)
 }
 
 /// A convolution's `(channel, y, x)` row as `(y, x, channel)`.

@@ -94,6 +94,10 @@ pub enum ImportError {
     },
 }
 
+/// Fused attention comes with operator set 23.
+const UNKNOWN: &str =
+    "a standard operator up to operator set 22 (attention as products and a softmax)";
+
 /// The first step that does not fit an architecture.
 pub(crate) struct Misfit {
     node: Option<NodeId>,
@@ -126,6 +130,11 @@ impl Misfit {
         let expected = self.expected;
         let Some(id) = self.node else {
             return ImportError::Unsuitable { path, expected };
+        };
+        // What follows a node that nothing is known of fits nowhere either.
+        let (id, expected) = match reduced.unknown(id) {
+            Some(step) if step.node != id => (step.node, UNKNOWN.to_owned()),
+            Some(_) | None => (id, expected),
         };
         let node = graph.node(id);
         let describe = |id: &crate::onnx::ValueId| {

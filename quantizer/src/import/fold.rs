@@ -75,8 +75,8 @@ impl<'g> Folded<'g> {
         let shape = self.shape(node.input(0)?)?;
         let tensor = |i| self.constant(node.input(i)?);
         let ints = |i| Some(tensor(i)?.ints()?.to_vec());
-        let scalar = |i| tensor(i).is_some_and(|t| t.shape.is_empty());
-        let view = view::of_node(node, output, shape, &ints, &scalar)?;
+        let dims = |i| Some(tensor(i)?.shape.clone());
+        let view = view::of_node(node, output, shape, &ints, &dims)?;
         Some(view).filter(|v| fits(&v.shape, MAX_ELEMENTS))
     }
 
@@ -141,6 +141,10 @@ impl<'g> Folded<'g> {
             }
             "Where" => choose(tensor(0)?, tensor(1)?, tensor(2)?, self.budget),
             "Range" => range(tensor(0)?, tensor(1)?, tensor(2)?, self.budget),
+            "Resize" => {
+                let [sizes, scales] = [3, 2].map(|i| self.constant(node.input(i)?).map(|t| &**t));
+                resize(node, tensor(0)?, sizes, scales, self.budget)
+            }
             "ScatterND" => scatter(node, tensor(0)?, tensor(1)?, tensor(2)?),
             "Sqrt" | "Neg" | "Reciprocal" | "Floor" | "Ceil" | "Abs" | "Not" => {
                 unary(&node.op, tensor(0)?)
@@ -368,6 +372,92 @@ fn scatter(node: &Node, data: &Tensor, indices: &Tensor, updates: &Tensor) -> Op
     Some(Tensor {
         shape: data.shape.clone(),
         data: data_of,
+    })
+}
+
+/// Interpolation of a position embedding for another size of picture: cubic or
+/// linear, axis after axis, pixels beyond the edge being those of the edge.
+fn resize(
+    node: &Node,
+    x: &Tensor,
+    sizes: Option<&Tensor>,
+    scales: Option<&Tensor>,
+    budget: usize,
+) -> Option<Tensor> {
+    let plain = |name: &str| node.int(name).unwrap_or(0) == 0;
+    if !plain("antialias") || !plain("exclude_outside") || node.ints("axes").is_some() {
+        return None;
+    }
+    let cubic = match node.text("mode") {
+        Some("cubic") => true,
+        Some("linear") => false,
+        _ => return None,
+    };
+    let mut values = x.floats()?.to_vec();
+    let mut shape = x.shape.clone();
+    for at in 0..shape.len() {
+        let from = shape[at];
+        let (to, scale) = match (sizes, scales) {
+            (Some(sizes), _) => {
+                let to = usize::try_from(*sizes.ints()?.get(at)?).ok()?;
+                (to, to as f64 / from as f64)
+            }
+            (None, Some(scales)) => {
+                let scale = f64::from(*scales.floats()?.get(at)?);
+                ((from as f64 * scale).floor() as usize, scale)
+            }
+            (None, None) => return None,
+        };
+        if to == from {
+            continue; // pixel on pixel
+        }
+        shape[at] = to;
+        element_count(&shape).filter(|n| *n <= budget && *n > 0)?;
+        let centre = |i: usize| match node.text("coordinate_transformation_mode") {
+            None | Some("half_pixel") => Some((i as f64 + 0.5) / scale - 0.5),
+            Some("pytorch_half_pixel") if to > 1 => Some((i as f64 + 0.5) / scale - 0.5),
+            Some("pytorch_half_pixel") => Some(0.0),
+            Some("align_corners") if to > 1 => Some((i * (from - 1)) as f64 / (to - 1) as f64),
+            Some("asymmetric") => Some(i as f64 / scale),
+            Some(_) => None,
+        };
+        let a = f64::from(node.float("cubic_coeff_a").unwrap_or(-0.75));
+        let taps = (0..to).map(|i| Some(taps(centre(i)?, from, cubic.then_some(a))));
+        let taps = taps.collect::<Option<Vec<_>>>()?;
+        let run: usize = shape[at + 1..].iter().product();
+        values = values
+            .chunks_exact(from * run)
+            .flat_map(|plane| {
+                let row = |taps: &[(usize, f64); 4], c: usize| {
+                    let term =
+                        |&(row, weight): &(usize, f64)| weight * f64::from(plane[row * run + c]);
+                    taps.iter().map(term).sum::<f64>() as f32
+                };
+                let taps = taps.iter();
+                taps.flat_map(|taps| (0..run).map(|c| row(taps, c)).collect::<Vec<_>>())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+    }
+    Some(Tensor {
+        shape,
+        data: Data::Float(values),
+    })
+}
+
+/// Rows and weights that make the value at `centre`: Keys 1981 (doi:10.1109/
+/// TASSP.1981.1163711) with the coefficient `a`, or linear without one.
+fn taps(centre: f64, rows: usize, a: Option<f64>) -> [(usize, f64); 4] {
+    let floor = centre.floor();
+    [-1.0, 0.0, 1.0, 2.0].map(|step: f64| {
+        let row = (floor + step).clamp(0.0, rows as f64 - 1.0) as usize;
+        let x = (centre - floor - step).abs();
+        let weight = match a {
+            None => (1.0 - x).max(0.0),
+            Some(a) if x <= 1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
+            Some(a) => ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a,
+        };
+        (row, weight)
     })
 }
 

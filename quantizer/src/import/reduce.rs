@@ -104,6 +104,7 @@ pub(crate) struct Reduced<'g> {
     /// For each value that is another one under a new shape, that other one.
     bases: HashMap<ValueId, ValueId>,
     uses: HashMap<ValueId, Vec<usize>>,
+    live: Vec<bool>,
 }
 
 impl<'g> Reduced<'g> {
@@ -114,6 +115,7 @@ impl<'g> Reduced<'g> {
             by_output: HashMap::new(),
             bases: HashMap::new(),
             uses: HashMap::new(),
+            live: Vec::new(),
         };
         let graph = reduced.folded.graph;
         for (index, node) in graph.nodes.iter().enumerate() {
@@ -168,6 +170,15 @@ impl<'g> Reduced<'g> {
         self.folded.graph.node(step.node)
     }
 
+    /// The first step up to `last` of which not even the shape is known.
+    pub(crate) fn unknown(&self, last: NodeId) -> Option<&Step> {
+        let mut steps = self.steps.iter().zip(&self.live);
+        let unknown = |(step, live): &(&Step, &bool)| {
+            **live && step.node.0 <= last.0 && self.folded.shape(step.output).is_none()
+        };
+        steps.find(unknown).map(|(step, _)| step)
+    }
+
     /// Forgets the steps that the first output does not depend on, and indexes
     /// the uses of the others.
     fn keep_live(&mut self) {
@@ -192,6 +203,7 @@ impl<'g> Reduced<'g> {
                 }
             }
         }
+        self.live = live;
     }
 
     /// Whether a step changes the shape and nothing else.

@@ -97,12 +97,9 @@ pub(crate) fn bias_table(window: &Window, heads: usize, added: &[f32]) -> Result
         let [a, b] = [query, key].map(|token| cell_of[tokens[index * n + token]]);
         let masked = *value <= MASKED;
         if masked != (a != b) {
-            let (is, should) = match masked {
-                true => ("masked", "not"),
-                false => ("not masked", "is"),
-            };
+            let is = if masked { "masked" } else { "not masked" };
             return Err(format!(
-                "a mask of the windows that the roll by {:?} breaks up: query {query} and key {key} of window {index} are {is} where the roll says that this {should} so,",
+                "a mask of exactly what the roll by {:?} made neighbours: query {query} and key {key} of window {index} are {is},",
                 window.shift
             ));
         }

@@ -103,7 +103,7 @@ impl<'r> Walk<'r, '_> {
                 let expected = "a block, a merge of patches, or the final LayerNorm";
                 return Err(self.strange(step, expected));
             }
-            [] => return Ok(None),
+            [] => return Ok(None), // the readout says what is missing
         };
         if width(norm) != Some(4 * x.dim) {
             return Ok(None);
@@ -127,7 +127,8 @@ impl<'r> Walk<'r, '_> {
         self.layer_norm(&format!("{name}.merge.norm"), norm, 4 * d, from);
         let expected = "the linear layer that reduces merged patches";
         let step = only_use(self.r, norm.output, expected)?;
-        let mut layer = linear_parts(step).ok_or_else(|| self.strange(step, expected))?;
+        let layer = linear_parts(step).filter(|layer| layer.k == 4 * d);
+        let mut layer = layer.ok_or_else(|| self.strange(step, expected))?;
         let mut to = vec![0; 4 * d];
         (0..4 * d).for_each(|i| to[from(i)] = i);
         layer.permute(&to);

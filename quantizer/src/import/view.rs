@@ -82,9 +82,12 @@ impl View {
         self
     }
 
-    fn drop_axis(mut self, axis: usize) -> Self {
-        self.shape.remove(axis);
-        self.strides.remove(axis);
+    /// An axis as several of these sides, or as none.
+    fn split_axis(mut self, axis: usize, sides: &[usize]) -> Self {
+        let stride = self.strides[axis];
+        let strides = row_major(sides).into_iter().map(|s| s * stride);
+        self.strides.splice(axis..=axis, strides);
+        self.shape.splice(axis..=axis, sides.iter().copied());
         self
     }
 }
@@ -108,13 +111,14 @@ pub(crate) fn axis(value: i64, rank: usize) -> Option<usize> {
 }
 
 /// What `node` does to its first input to make output number `output`, if all
-/// it does is move data. `ints(i)` is input `i`, if it is constant integers.
+/// it does is move data. `ints(i)` is input `i`, if it is constant integers, and
+/// `dims(i)` their shape.
 pub(crate) fn of_node(
     node: &Node,
     output: usize,
     shape: &[usize],
     ints: &dyn Fn(usize) -> Option<Vec<i64>>,
-    int_scalar: &dyn Fn(usize) -> bool,
+    dims: &dyn Fn(usize) -> Option<Vec<usize>>,
 ) -> Option<View> {
     if !node.domain.is_empty() {
         return None;
@@ -141,7 +145,7 @@ pub(crate) fn of_node(
             ints(4).as_deref(),
         ),
         "Split" => split(shape, node, output, list("split", 1)),
-        "Gather" => gather(shape, node, &ints(1)?, int_scalar(1)),
+        "Gather" => gather(shape, node, &ints(1)?, &dims(1)?),
         "Expand" => expand(shape, &ints(1)?),
         "Pad" => {
             let pads = list("pads", 1)?;
@@ -303,7 +307,7 @@ fn split(shape: &[usize], node: &Node, output: usize, sizes: Option<Vec<i64>>) -
 }
 
 /// Evenly spaced rows only: one row, a run of them, every second one.
-fn gather(shape: &[usize], node: &Node, rows: &[i64], scalar: bool) -> Option<View> {
+fn gather(shape: &[usize], node: &Node, rows: &[i64], dims: &[usize]) -> Option<View> {
     let at = axis(node.int("axis").unwrap_or(0), shape.len())?;
     let rows = rows
         .iter()
@@ -318,7 +322,7 @@ fn gather(shape: &[usize], node: &Node, rows: &[i64], scalar: bool) -> Option<Vi
         return None;
     }
     let view = View::reshaped(shape.to_vec()).take(at, first, step, rows.len());
-    Some(if scalar { view.drop_axis(at) } else { view })
+    Some(view.split_axis(at, dims))
 }
 
 fn expand(shape: &[usize], target: &[i64]) -> Option<View> {
@@ -370,6 +374,17 @@ mod tests {
         assert_eq!(row(5, i64::MIN, -2), Some(vec![5, 3, 1]));
         assert_eq!(row(4, 2, 1), Some(vec![]));
         assert_eq!(row(0, 6, 0), None);
+    }
+
+    #[test]
+    fn an_axis_becomes_as_many_as_the_indexes_have() {
+        let view = View::reshaped(vec![2, 6]).take(1, 1, 2, 3);
+        let split = view.clone().split_axis(1, &[3, 1]);
+        assert_eq!(split.shape, [2, 3, 1]);
+        assert_eq!(split.indexes(), view.indexes());
+        let one = View::reshaped(vec![2, 6]).take(1, 4, 1, 1);
+        assert_eq!(one.clone().split_axis(1, &[]).shape, [2]);
+        assert_eq!(one.split_axis(1, &[]).indexes(), [4, 10]);
     }
 
     #[test]
