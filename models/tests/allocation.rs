@@ -10,13 +10,15 @@ use common::raw::{self, fix_checksums, put};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tpvit_models::file::FEATURE_OPERATIONS;
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{BitWidth, Model, ParseError, write};
 
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
+const OPERATIONS: &[u8] = include_bytes!("golden/v1_operations.tpv");
 
 /// Promised by [`Model::parse`].
-const FACTOR: usize = 16;
+const FACTOR: usize = 24;
 
 /// Promised by [`Model::parse`].
 const CONSTANT: usize = 4096;
@@ -71,13 +73,15 @@ fn real_models_allocate_little() {
 #[test]
 fn mutated_files_stay_within_the_bound() {
     let _alone = alone();
-    for at in 0..GOLDEN.len() - 8 {
-        for value in [u64::MAX, 1 << 63, 0xffff_ffff, 0xffff, 0x0101_0101, 0] {
-            for len in [1, 2, 4, 8] {
-                let mut bytes = GOLDEN.to_vec();
-                put(&mut bytes, at, &value.to_le_bytes()[..len]);
-                fix_checksums(&mut bytes);
-                let _ = check(&bytes);
+    for golden in [GOLDEN, OPERATIONS] {
+        for at in 0..golden.len() - 8 {
+            for value in [u64::MAX, 1 << 63, 0xffff_ffff, 0xffff, 0x0101_0101, 0] {
+                for len in [1, 2, 4, 8] {
+                    let mut bytes = golden.to_vec();
+                    put(&mut bytes, at, &value.to_le_bytes()[..len]);
+                    fix_checksums(&mut bytes);
+                    let _ = check(&bytes);
+                }
             }
         }
     }
@@ -157,5 +161,43 @@ fn crowded_programs_stay_within_the_bound() {
         bytes.extend(&ops[head..]);
         sections[raw::PROGRAM].bytes = bytes;
         assert_eq!(check(&raw::join(&sections)), Ok(()));
+    }
+}
+
+/// Nothing takes less of a file and more of memory than the shortest operation,
+/// [`Op::Gate`](tpvit_models::Op::Gate): valid ones with a buffer each, and as
+/// many as possible that all write the same one.
+#[test]
+fn crowds_of_the_shortest_operation_stay_within_the_bound() {
+    let _alone = alone();
+    let golden = &raw::split(GOLDEN)[raw::PROGRAM].bytes;
+    let (buffers, ops) = golden[12..].split_at(0x268 - 0x100 - 12);
+    let ops = &ops[4..];
+    let head = ops.len() - (1 + 2 + 2 + 2 + 1 + 2 + 2);
+    let gate = |output: u16| {
+        let [low, high] = output.to_le_bytes();
+        [8, 0, 0, low, high] // of buffer 0, 5 x 2
+    };
+    for (count, valid) in [(65000u16, true), (65000, false)] {
+        let mut sections = raw::split(GOLDEN);
+        let own = if valid { u32::from(count) } else { 0 };
+        let mut bytes = golden[..8].to_vec();
+        bytes.extend((15 + own).to_le_bytes());
+        bytes.extend(buffers);
+        for number in 0..own {
+            bytes.extend(name(number as usize));
+            bytes.extend([5, 0, 0, 0, 1, 0, 0, 0]);
+        }
+        bytes.extend((15 + u32::from(count)).to_le_bytes());
+        bytes.extend(&ops[..head]);
+        for number in 0..count {
+            bytes.extend(gate(if valid { 15 + number } else { 1 }));
+        }
+        bytes.extend(&ops[head..]);
+        sections[raw::PROGRAM].bytes = bytes;
+        let mut file = raw::join(&sections);
+        put(&mut file, 12, &FEATURE_OPERATIONS.to_le_bytes());
+        fix_checksums(&mut file);
+        assert_eq!(check(&file).is_ok(), valid);
     }
 }

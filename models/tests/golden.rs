@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::hand::{golden, with_codebook, with_codebook_per_head};
+use common::hand::{golden, operations, with_codebook, with_codebook_per_head};
 use std::path::Path;
 use tpvit_models::{Model, ModelData, write};
 
@@ -13,8 +13,11 @@ const V1: &[u8] = include_bytes!("golden/v1.tpv");
 /// The same with a feature required: a codebook.
 const V1_CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
 
-/// The same with the other: a codebook for each head of an attention.
+/// The same with another: a codebook for each head of an attention.
 const V1_PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
+
+/// Another model, with the operations that are a feature.
+const V1_OPERATIONS: &[u8] = include_bytes!("golden/v1_operations.tpv");
 
 #[test]
 fn version_1_can_be_read() {
@@ -22,6 +25,7 @@ fn version_1_can_be_read() {
         (V1, golden()),
         (V1_CODEBOOK, with_codebook()),
         (V1_PER_HEAD, with_codebook_per_head()),
+        (V1_OPERATIONS, operations()),
     ] {
         let model = Model::parse(file).expect("the golden file is valid");
         assert_eq!(model.version(), (1, 0));
@@ -34,6 +38,7 @@ fn version_1_is_what_is_written_today() {
     is_written("v1.tpv", V1, &golden());
     is_written("v1_codebook.tpv", V1_CODEBOOK, &with_codebook());
     is_written("v1_per_head.tpv", V1_PER_HEAD, &with_codebook_per_head());
+    is_written("v1_operations.tpv", V1_OPERATIONS, &operations());
 }
 
 fn is_written(name: &str, file: &[u8], data: &ModelData) {

@@ -5,22 +5,25 @@ mod common;
 
 use std::io::Cursor;
 
-use common::hand::{golden, with_codebook, with_codebook_per_head};
+use common::hand::{golden, operations, with_codebook, with_codebook_per_head};
 use common::raw::{self, RawSection, entry_at, fix_checksums, put, u32_at};
 use proptest::prelude::*;
-use tpvit_models::file::{FEATURE_CODEBOOK, FEATURE_SOFTMAX_PER_HEAD, SectionKind};
+use tpvit_models::file::{
+    FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_SOFTMAX_PER_HEAD, SectionKind,
+};
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{
     Activation, ActivationQuant, BitWidth, Buffer, BufferId, Codebook, FileHead, Model, ModelData,
     Op, ParseError, ProgramError, ReadError, Resize, SoftmaxCodebook, SoftmaxQuant, Tensor,
-    TensorData, TensorId, TensorInfo, TensorReader, TensorRole, WeightQuant, WriteError, write,
+    TensorData, TensorId, TensorInfo, TensorReader, TensorRole, WeightQuant, Window, WriteError,
+    write,
 };
 
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
 const CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
 const PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
+const OPERATIONS: &[u8] = include_bytes!("golden/v1_operations.tpv");
 const HEADER_AND_TABLE: usize = 32 + 7 * 32;
-const DATA_OFFSET: usize = 0xa00;
 const MINOR_VERSION: core::ops::Range<usize> = 10..12;
 const FEATURES: usize = 12;
 
@@ -98,7 +101,7 @@ fn refused(bytes: &[u8]) -> ParseError {
 
 #[test]
 fn every_truncation_is_refused() {
-    for golden in [GOLDEN, CODEBOOK, PER_HEAD] {
+    for golden in [GOLDEN, CODEBOOK, PER_HEAD, OPERATIONS] {
         for len in 0..golden.len() {
             refused(&golden[..len]);
         }
@@ -128,7 +131,7 @@ fn every_value_of_every_byte_of_header_and_table_is_refused() {
 
 #[test]
 fn every_flipped_bit_is_refused() {
-    for golden in [GOLDEN, CODEBOOK, PER_HEAD] {
+    for golden in [GOLDEN, CODEBOOK, PER_HEAD, OPERATIONS] {
         let mut bytes = golden.to_vec();
         for at in 0..golden.len() {
             for bit in 0..8 {
@@ -194,13 +197,15 @@ fn every_mutated_byte_is_refused_or_read_back() {
         (GOLDEN, 0..GOLDEN.len()),
         (CODEBOOK, quant_section(CODEBOOK)),
         (PER_HEAD, quant_section(PER_HEAD)),
+        (OPERATIONS, 0..OPERATIONS.len()),
     ] {
+        let data = section(golden, SectionKind::Data).start;
         let mut bytes = golden.to_vec();
         let mut accepted = 0;
         for at in places {
             let was = golden[at];
             let values = (0..=255).filter(|&value| value != was);
-            let in_data = at >= DATA_OFFSET;
+            let in_data = at >= data;
             for value in values.filter(|value| !in_data || (value ^ was).is_power_of_two()) {
                 bytes[at] = value;
                 fix_checksums(&mut bytes);
@@ -213,10 +218,15 @@ fn every_mutated_byte_is_refused_or_read_back() {
 }
 
 fn quant_section(file: &[u8]) -> core::ops::Range<usize> {
+    section(file, SectionKind::Quant)
+}
+
+/// The bytes of a section.
+fn section(file: &[u8], kind: SectionKind) -> core::ops::Range<usize> {
     let sections = Model::parse(file).unwrap().sections().to_vec();
-    let quant = sections.iter().find(|s| s.kind == SectionKind::Quant);
-    let quant = quant.expect("every model has quantizers");
-    quant.offset..quant.offset + quant.len
+    let section = sections.iter().find(|s| s.kind == kind);
+    let section = section.expect("every model has all sections");
+    section.offset..section.offset + section.len
 }
 
 proptest! {
@@ -226,10 +236,15 @@ proptest! {
     fn many_mutated_bytes_are_refused_or_read_back(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         small in any::<bool>(),
+        golden in prop::sample::select(vec![GOLDEN, OPERATIONS]),
     ) {
-        let mut bytes = GOLDEN.to_vec();
+        let mut bytes = golden.to_vec();
         // Half of the time only in what describes, which is most of the format.
-        let within = if small { DATA_OFFSET } else { bytes.len() };
+        let within = if small {
+            section(golden, SectionKind::Data).start
+        } else {
+            bytes.len()
+        };
         for (at, value) in changes {
             bytes[at.index(within)] = value;
         }
@@ -240,7 +255,8 @@ proptest! {
     /// A `u32` anywhere becomes a boundary value.
     #[test]
     fn boundary_numbers_are_refused_or_read_back(
-        at in 0..GOLDEN.len() - 8,
+        at in any::<prop::sample::Index>(),
+        golden in prop::sample::select(vec![GOLDEN, OPERATIONS]),
         value in prop::sample::select(vec![
             0, 1, 2, 0x7f, 0xff, 0xffff, 0x1_0000, 0x1_0001, i32::MAX as u64, 1 << 31,
             u32::MAX.into(), 1 << 32, i64::MAX as u64, 1 << 63, u64::MAX - 63, u64::MAX,
@@ -248,9 +264,9 @@ proptest! {
         ]),
         wide in any::<bool>(),
     ) {
-        let mut bytes = GOLDEN.to_vec();
+        let mut bytes = golden.to_vec();
         let value = value.to_le_bytes();
-        put(&mut bytes, at, &value[..if wide { 8 } else { 4 }]);
+        put(&mut bytes, at.index(golden.len() - 8), &value[..if wide { 8 } else { 4 }]);
         fix_checksums(&mut bytes);
         let _ = read(&bytes);
     }
@@ -930,6 +946,39 @@ fn softmax_quantizers_do_not_contradict_themselves() {
     assert_eq!(error, ParseError::Softmax { op: 3, rule });
 }
 
+/// Three scales can be good and their product zero or infinite.
+#[test]
+fn the_unit_of_scores_is_a_scale() {
+    let with = |q_and_k: f32, scale: f32| {
+        let mut data = golden();
+        let attention = data.program.ops.iter_mut().find_map(|op| match op {
+            Op::Attention { scale, .. } => Some(scale),
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => None,
+        });
+        *attention.expect("an attention") = scale;
+        let quant = activation(&mut data, 2); // two heads of 1: q, q, k, k, v, v
+        quant.scale[1] = q_and_k;
+        quant.scale[3] = q_and_k;
+        write(&data).map(drop)
+    };
+    assert_eq!(with(1e-19, 1.0), Ok(()));
+    assert_eq!(with(1e19, 1.0), Ok(()));
+    let rule = "the unit of its scores must be positive, finite and not subnormal";
+    let refused = Err(WriteError::Invalid(ParseError::Softmax { op: 3, rule }));
+    assert_eq!(with(1e-20, 1.0), refused);
+    assert_eq!(with(1e-30, 1.0), refused);
+    assert_eq!(with(1e-19, 1e-30), refused);
+    assert_eq!(with(1e19, 1024.0), refused);
+    assert_eq!(with(1e30, 1.0), refused);
+}
+
 #[test]
 fn buffers_are_written_before_they_are_read() {
     // A LayerNorm that reads what it writes, and one that reads what comes later.
@@ -1048,6 +1097,59 @@ fn attention_sums_that_could_overflow_are_refused() {
         named(&overflow, "the sum of an attention score"),
         "{overflow}"
     );
+}
+
+/// The sum of a row goes over the tokens of a cell: with multipliers up to 16384
+/// and 8-bit values, over 514 at most, however many tokens there are.
+#[test]
+fn sums_over_windows_that_could_overflow_are_refused() {
+    let attend = |size: [usize; 2], shift: [usize; 2]| {
+        let config = VitConfig {
+            image: 32,
+            patch: 1,
+            dim: 1,
+            depth: 1,
+            heads: 1,
+            mlp_ratio: 1,
+            classes: 1,
+        };
+        let softmax = synthetic::log2_softmax(BitWidth::B4);
+        let mut data = synthetic::vit(config, BitWidth::B4, BitWidth::B8, &softmax, 1);
+        // Without the class token, 32 x 32 tokens.
+        for buffer in data.program.buffers.iter_mut().filter(|b| b.rows > 1) {
+            buffer.rows = 32 * 32;
+        }
+        for op in &mut data.program.ops {
+            if let Op::PatchEmbed { prefix, .. } = op {
+                *prefix = None;
+            }
+            if let Op::Attention { window, .. } = op {
+                *window = Some(Window {
+                    grid: [32, 32],
+                    size,
+                    shift,
+                });
+            }
+        }
+        write(&data).map(drop)
+    };
+    assert_eq!(attend([16, 32], [0, 0]), Ok(()), "512 of 1024 tokens");
+    assert_eq!(attend([16, 32], [3, 0]), Ok(()), "512 and less");
+    // A shift cuts all windows of the grid's width in two.
+    assert_eq!(attend([32, 32], [16, 0]), Ok(()), "two halves");
+    for (size, shift, tokens) in [
+        ([32, 32], [0, 0], 1024),
+        ([32, 32], [17, 0], 17 * 32),
+        ([32, 32], [3, 3], 29 * 29),
+    ] {
+        let overflow = ParseError::Overflow {
+            op: 3,
+            what: "the sum of attention times values",
+            bound: tokens * 16384 * 255,
+        };
+        let refused = attend(size, shift);
+        assert_eq!(refused, Err(WriteError::Invalid(overflow)), "{size:?}");
+    }
 }
 
 /// A pixel, one channel, one head of `head_dim` channels, one class.
@@ -1285,6 +1387,110 @@ fn codebooks_per_head_are_required_exactly_if_they_are_used() {
             }
         );
         assert!(named, "{error}");
+    }
+}
+
+/// As is an operation with a tag above 5: each of them alone makes it required.
+#[test]
+fn operations_are_required_exactly_if_they_are_used() {
+    assert_eq!(u32_at(OPERATIONS, FEATURES), FEATURE_OPERATIONS);
+    let missing = ParseError::Features {
+        required: 0,
+        used: FEATURE_OPERATIONS,
+    };
+    assert_eq!(refused(&requiring(OPERATIONS, 0)), missing);
+    let needless = ParseError::Features {
+        required: FEATURE_OPERATIONS,
+        used: 0,
+    };
+    assert_eq!(refused(&requiring(GOLDEN, FEATURE_OPERATIONS)), needless);
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    for (name, program) in synthetic::architectures() {
+        let used = program.ops.iter().any(|op| match op {
+            Op::Attention { window, .. } => window.is_some(),
+            Op::HeadNorm { .. } | Op::Gate { .. } | Op::Pool { .. } | Op::PatchMerge { .. } => true,
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::SelectToken { .. } => false,
+        });
+        let model = synthetic::model(program, BitWidth::B4, BitWidth::B8, &softmax, 1);
+        let file = write(&model).expect("a valid model");
+        let expected = if used { FEATURE_OPERATIONS } else { 0 };
+        assert_eq!(u32_at(&file, FEATURES), expected, "{name}");
+    }
+    // Beside another bit.
+    let mut data = operations();
+    let norm = data.program.buffers.iter().position(|b| b.name == "a.norm");
+    let quants = &mut data.quantization.activations;
+    quants[norm.expect("a buffer of that name")] = Some(ActivationQuant {
+        bits: BitWidth::B2,
+        scale: vec![0.125],
+        zero_point: vec![100],
+        codebook: Some(Codebook {
+            thresholds: vec![40, 90, 160],
+            levels: vec![20, 64, 120, 200],
+        }),
+    });
+    let file = write(&data).expect("a valid model");
+    assert_eq!(
+        u32_at(&file, FEATURES),
+        FEATURE_CODEBOOK | FEATURE_OPERATIONS
+    );
+    assert_eq!(read(&file), Ok(()));
+}
+
+/// Every tag but those of SPEC.md, section 5.
+#[test]
+fn an_operation_or_a_pooling_that_does_not_exist_is_refused() {
+    let sections = raw::split(OPERATIONS);
+    let with = |at: usize, value: u8| {
+        let mut sections = sections.clone();
+        sections[raw::PROGRAM].bytes[at] = value;
+        read(&requiring(&raw::join(&sections), FEATURE_OPERATIONS))
+    };
+    // The operations end with a pooling into a buffer, and the head.
+    let end = sections[raw::PROGRAM].bytes.len();
+    let (head, pool) = (end - 12, end - 12 - 14);
+    assert_eq!(sections[raw::PROGRAM].bytes[pool], 9);
+    for value in 0..=255 {
+        let pooling = with(pool + 11, value);
+        assert_eq!(pooling.is_ok(), value == 0, "pooling {value}");
+        let named = |what: &str| {
+            matches!(
+                pooling,
+                Err(ParseError::Value { what: w, .. }) if w == what
+            )
+        };
+        assert_eq!(named("tag of a pooling"), value > 1, "pooling {value}");
+        let tag = with(head, value);
+        let unknown = matches!(
+            tag,
+            Err(ParseError::Value {
+                what: "tag of an operation",
+                ..
+            })
+        );
+        assert_eq!(unknown, !(1..=10).contains(&value), "tag {value}: {tag:?}");
+    }
+}
+
+/// Features have no classes, so no labels.
+#[test]
+fn a_model_without_a_classifier_has_no_labels() {
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    let features = synthetic::architectures().into_iter();
+    let features = features.filter(|(_, program)| !program.classifies());
+    for (name, program) in features {
+        let mut data = synthetic::model(program, BitWidth::B4, BitWidth::B8, &softmax, 1);
+        assert!(write(&data).is_ok(), "{name}");
+        let cols = data.program.output_shape()[1];
+        data.labels = (0..cols).map(|c| format!("channel {c}")).collect();
+        let refused = ParseError::LabelCount {
+            found: cols,
+            classes: 0,
+        };
+        assert_eq!(invalid(&data), refused, "{name}");
     }
 }
 

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
 use tpvit_models::{
-    FileHead, Model, ParseError, ReadError, Tensor, TensorData, TensorId, TensorReader, synthetic,
-    write,
+    BitWidth, FileHead, Model, ModelData, ParseError, ReadError, Tensor, TensorData, TensorId,
+    TensorReader, synthetic, write,
 };
 
 /// A file that somebody else may write.
@@ -26,8 +26,21 @@ impl Seek for Shared<'_> {
 
 #[test]
 fn tensors_are_those_that_were_written_in_any_order() {
-    let data = synthetic::tiny();
-    let mut file = Cursor::new(write(&data).expect("a valid model"));
+    read_backwards(&synthetic::tiny());
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    for (_, program) in synthetic::architectures() {
+        read_backwards(&synthetic::model(
+            program,
+            BitWidth::B3,
+            BitWidth::B8,
+            &softmax,
+            1,
+        ));
+    }
+}
+
+fn read_backwards(data: &ModelData) {
+    let mut file = Cursor::new(write(data).expect("a valid model"));
     let head = FileHead::read(&mut file).expect("bytes can be read");
     let info = head.parse().expect("a valid file");
     let mut reader = TensorReader::open(&info, file).expect("a valid file");

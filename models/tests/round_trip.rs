@@ -68,6 +68,25 @@ fn every_method_returns() {
 }
 
 #[test]
+fn every_architecture_returns() {
+    for (name, program) in synthetic::architectures() {
+        for (weights, activations) in [
+            (BitWidth::B2, BitWidth::B3),
+            (BitWidth::B4, BitWidth::B4),
+            (BitWidth::B6, BitWidth::B8),
+            (BitWidth::B8, BitWidth::B6),
+        ] {
+            let softmax = synthetic::row_max_softmax(weights);
+            let mut data = synthetic::model(program.clone(), weights, activations, &softmax, 1);
+            data.provenance = name.into();
+            round_trip(&data);
+            synthetic::add_codebooks(&mut data);
+            round_trip(&data);
+        }
+    }
+}
+
+#[test]
 fn a_model_of_real_size_returns() {
     let softmax = synthetic::row_max_softmax(BitWidth::B4);
     let (bits, config) = (BitWidth::B4, VitConfig::DEIT_TINY);

@@ -19,6 +19,7 @@ use crate::quant::{
 };
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::f64::consts::LOG2_E;
 
 /// Positive, finite and not subnormal, so that its reciprocal is finite and
 /// not zero.
@@ -152,6 +153,7 @@ fn check_op(
             qkv,
             heads,
             head_dim,
+            scale,
             ..
         } => {
             let softmax = softmax.ok_or(ParseError::NoSoftmaxQuant { op: index })?;
@@ -159,7 +161,9 @@ fn check_op(
                 .map_err(|rule| ParseError::Softmax { op: index, rule })?;
             no_codebook(program, quant, qkv)?;
             let q_and_k = heads.saturating_mul(head_dim).saturating_mul(2);
-            uniform(program, quant, qkv, head_dim, q_and_k)
+            uniform(program, quant, qkv, head_dim, q_and_k)?;
+            score_units(quant, qkv, [heads, head_dim], scale)
+                .map_err(|rule| ParseError::Softmax { op: index, rule })
         }
         Op::PatchEmbed { .. }
         | Op::LayerNorm { .. }
@@ -227,6 +231,30 @@ fn uniform(
         }
     }
     Ok(())
+}
+
+/// One step of a score, in octaves of the probability, is a scale in each head: a
+/// product of three that each are one may be none.
+fn score_units(
+    quant: &Quantization,
+    qkv: BufferId,
+    [heads, head_dim]: [usize; 2],
+    scale: f32,
+) -> Result<(), &'static str> {
+    let Some(quant) = activation(quant, qkv) else {
+        return Ok(()); // reported as NoActivationQuant before
+    };
+    let scales = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
+    let head = |head: usize| {
+        let q = head.saturating_mul(head_dim);
+        let k = heads.saturating_mul(head_dim).saturating_add(q);
+        let [q, k] = [q, k].map(|col| f64::from(quant.scale_at(col)));
+        scales.contains(&(q * k * f64::from(scale) * LOG2_E))
+    };
+    match (0..heads).all(head) {
+        true => Ok(()),
+        false => Err("the unit of its scores must be positive, finite and not subnormal"),
+    }
 }
 
 fn activation(quant: &Quantization, buffer: BufferId) -> Option<&ActivationQuant> {
@@ -417,7 +445,7 @@ pub(super) fn crop(program: &Program, preprocess: &Preprocess) -> Result<(), Par
     }
 }
 
-/// No labels, or one for each class.
+/// No labels, or one for each class. Features have none.
 pub(super) fn labels(program: &Program, labels: &[&str]) -> Result<(), ParseError> {
     let classes = program.classes();
     if !labels.is_empty() && labels.len() != classes {

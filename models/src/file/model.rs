@@ -136,7 +136,7 @@ impl<'a> Model<'a> {
     /// Reads and checks a `.tpv` file.
     ///
     /// Never panics, whatever the bytes; allocates at most
-    /// 16 times their length and 4 KiB.
+    /// 24 times their length and 4 KiB.
     ///
     /// # Errors
     /// The first thing that is wrong.

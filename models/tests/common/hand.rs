@@ -1,11 +1,11 @@
-//! The model of the golden file, written out by hand: small, with every
+//! The models of the golden files, written out by hand: small, with every
 //! operation, every width, both kinds of attention codes, and scales of both
-//! counts. It must never change; a new version of the format gets a new file.
+//! counts. They must never change; a new version of the format gets new files.
 
 use tpvit_models::{
     Activation, ActivationQuant, BitWidth, Buffer, BufferId, Codebook, Interpolation, ModelData,
-    Op, Preprocess, Program, Quantization, Resize, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod,
-    SoftmaxQuant, TensorData, TensorId, TensorInfo, TensorRole, WeightQuant,
+    Op, Pooling, Preprocess, Program, Quantization, Resize, SoftmaxCodebook, SoftmaxKind,
+    SoftmaxMethod, SoftmaxQuant, TensorData, TensorId, TensorInfo, TensorRole, WeightQuant, Window,
 };
 
 use BitWidth::{B2, B3, B4, B6, B8};
@@ -56,27 +56,76 @@ pub(crate) fn golden() -> ModelData {
     );
     let norm = m.layer_norm("norm", class, B8);
     m.linear("head", norm, (2, B3), None);
-    ModelData {
-        program: Program {
-            image: [4, 4],
-            buffers: m.buffers,
-            tensors: m.infos,
-            ops: m.ops,
-        },
-        quantization: Quantization {
-            activations: m.activations,
-            softmax: m.softmax,
-        },
-        tensors: m.tensors,
-        preprocess: Preprocess {
-            resize: Resize::ShorterSide(5),
-            interpolation: Interpolation::Bicubic,
-            mean: [0.5, 0.25, 0.125],
-            std: [0.5, 0.25, 0.125],
-        },
-        labels: vec!["cat".into(), "Käse".into()],
-        provenance: "{\"source\":\"golden\"}".into(),
-    }
+    m.finish([4, 4])
+}
+
+/// Every operation with a tag above 5: 4x8 pixels, a grid of 2 x 4 patches, 2
+/// channels, one head, windows of 2 x 2 that are moved by a column; then half as
+/// many rows and columns, one window, and logits from all tokens.
+pub(crate) fn operations() -> ModelData {
+    let mut m = Hand::default();
+    let x = m.buffer("embed", [8, 2], None);
+    let op = Op::PatchEmbed {
+        patch: [2, 2],
+        weight: m.weight("patch_embed.weight", [2, 12], B4),
+        bias: m.float("patch_embed.bias", [1, 2]),
+        prefix: None,
+        position: None,
+        output: x,
+    };
+    m.op(op, None);
+
+    let norm = m.layer_norm("a.norm", x, B8);
+    let qkv = m.linear("a.qkv", norm, (6, B4), None);
+    let normed = m.buffer("a.qk_norm", [8, 6], Some(one_scale(B4)));
+    let op = Op::HeadNorm {
+        input: qkv,
+        heads: 1,
+        head_dim: 2,
+        gamma: m.float("a.qk_norm.gamma", [2, 2]),
+        beta: m.float("a.qk_norm.beta", [2, 2]),
+        eps: 1e-6,
+        output: normed,
+    };
+    m.op(op, None);
+    let window = Window {
+        grid: [2, 4],
+        size: [2, 2],
+        shift: [0, 1],
+    };
+    let bias = m.float("a.bias", [1, window.bias_len()]);
+    let cells = (Some(window), Some(bias));
+    let attention = m.attend("a.attn", normed, [1, 2], cells, row_max());
+    let x = m.residual("a.proj", attention, B4, x);
+
+    let merged = m.buffer("merge", [2, 8], None);
+    let op = Op::PatchMerge {
+        input: x,
+        grid: [2, 4],
+        output: merged,
+    };
+    m.op(op, None);
+    let norm = m.layer_norm("merge.norm", merged, B4);
+    let both = m.linear("b.fc1", norm, (4, B3), None);
+    let gated = m.buffer("b.gate", [2, 2], Some(one_scale(B6)));
+    let op = Op::Gate {
+        input: both,
+        output: gated,
+    };
+    m.op(op, None);
+
+    let qkv = m.linear("b.qkv", gated, (6, B8), Some(one_scale(B8)));
+    let cells = (Some(Window::whole([1, 2])), None);
+    let attention = m.attend("b.attn", qkv, [1, 2], cells, log2());
+    let x = m.linear("b.proj", attention, (2, B4), None);
+
+    let all = m.pool("all", x, [1, 4], Pooling::Concat);
+    let half = m.linear("head.all", all, (2, B4), None);
+    let mean = m.pool("mean", x, [1, 2], Pooling::Mean);
+    m.residual("head", mean, B4, half);
+    let mut data = m.finish([4, 8]);
+    data.preprocess.resize = Resize::Squash;
+    data
 }
 
 /// [`golden`] with a codebook for the input of the second block's qkv.
@@ -161,6 +210,30 @@ struct Hand {
 }
 
 impl Hand {
+    fn finish(self, image: [usize; 2]) -> ModelData {
+        ModelData {
+            program: Program {
+                image,
+                buffers: self.buffers,
+                tensors: self.infos,
+                ops: self.ops,
+            },
+            quantization: Quantization {
+                activations: self.activations,
+                softmax: self.softmax,
+            },
+            tensors: self.tensors,
+            preprocess: Preprocess {
+                resize: Resize::ShorterSide(5),
+                interpolation: Interpolation::Bicubic,
+                mean: [0.5, 0.25, 0.125],
+                std: [0.5, 0.25, 0.125],
+            },
+            labels: vec!["cat".into(), "Käse".into()],
+            provenance: "{\"source\":\"golden\"}".into(),
+        }
+    }
+
     fn op(&mut self, op: Op, softmax: Option<SoftmaxQuant>) {
         self.ops.push(op);
         self.softmax.push(softmax);
@@ -293,18 +366,46 @@ impl Hand {
     }
 
     fn attention(&mut self, name: &str, qkv: BufferId, softmax: SoftmaxQuant) -> BufferId {
-        let output = self.buffer(name, [5, 2], Some(one_scale(B3)));
+        self.attend(name, qkv, [2, 1], (None, None), softmax)
+    }
+
+    fn attend(
+        &mut self,
+        name: &str,
+        qkv: BufferId,
+        [heads, head_dim]: [usize; 2],
+        (window, bias): (Option<Window>, Option<TensorId>),
+        softmax: SoftmaxQuant,
+    ) -> BufferId {
+        let rows = self.buffers[qkv.index()].rows;
+        let output = self.buffer(name, [rows, heads * head_dim], Some(one_scale(B3)));
         self.op(
             Op::Attention {
                 qkv,
-                heads: 2,
-                head_dim: 1,
+                heads,
+                head_dim,
                 scale: 1.0,
-                window: None,
-                bias: None,
+                window,
+                bias,
                 output,
             },
             Some(softmax),
+        );
+        output
+    }
+
+    /// One row of the two tokens of `input`.
+    fn pool(&mut self, name: &str, input: BufferId, shape: [usize; 2], pool: Pooling) -> BufferId {
+        let output = self.buffer(name, shape, Some(one_scale(B8)));
+        self.op(
+            Op::Pool {
+                input,
+                first: 0,
+                count: 2,
+                pool,
+                output,
+            },
+            None,
         );
         output
     }
