@@ -46,5 +46,6 @@ pub use plan::{
     ActivationCode, BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, Widths, plan,
 };
 pub use reparameterise::reparameterise;
-pub use report::{LayerError, kl_divergence, report};
+pub(crate) use report::energy;
+pub use report::{LayerError, distance_name, kl_divergence, report, result_distance};
 pub use rotate::{RotateError, Rotation, rotate};

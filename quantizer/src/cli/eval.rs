@@ -21,7 +21,7 @@ use tpvit_runtime::{Options, Session};
 
 #[cfg(feature = "onnx")]
 use super::model_file::preprocess_of;
-use super::model_file::{Kind, WholeTpvFile, kind};
+use super::model_file::{Kind, WholeTpvFile, kind, need_classifier};
 use super::output::{print, print_json, progress};
 use super::{RuntimeArgs, parse_threads};
 
@@ -73,7 +73,9 @@ pub(crate) fn execute(args: &EvalArgs) -> Result<()> {
                 args.model.display()
             );
             let file = WholeTpvFile::open(&args.model)?;
-            eval_tpv(&file.model()?, &dataset, threads, &args.runtime.options(1))?
+            let model = file.model()?;
+            need_classifier(model.program(), &args.model)?;
+            eval_tpv(&model, &dataset, threads, &args.runtime.options(1))?
         }
         Kind::Onnx => eval_onnx(&args.model, &args.preprocess, &dataset, threads)?,
     };
@@ -129,6 +131,7 @@ fn eval_onnx(
     threads: usize,
 ) -> Result<Score> {
     let mut imported = import::load(path, true)?;
+    need_classifier(&imported.program, path)?;
     let preprocess = preprocess_of(path, preprocess, imported.program.image)?;
     imported.fold_preprocessing(preprocess.mean, preprocess.std);
     eval_float(&imported, &preprocess, dataset, threads)

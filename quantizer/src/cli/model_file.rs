@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use tpvit_models::file::MAGIC;
-use tpvit_models::{FileHead, Model, ModelInfo, Preprocess, TensorReader};
+use tpvit_models::{FileHead, Model, ModelInfo, Preprocess, Program, TensorReader};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, read_json};
 use tpvit_runtime::{LoadError, Options, Session};
 
@@ -32,6 +32,17 @@ pub(crate) fn kind(path: &Path) -> Result<Kind> {
         true => Ok(Kind::Tpv),
         false => Ok(Kind::Onnx),
     }
+}
+
+/// An error if the model of `path` has no classes, for what needs labels.
+pub(crate) fn need_classifier(program: &Program, path: &Path) -> Result<()> {
+    let [rows, cols] = program.output_shape();
+    anyhow::ensure!(
+        program.classifies(),
+        "{} has no classifier: its result is {rows} x {cols} features",
+        path.display()
+    );
+    Ok(())
 }
 
 /// A .tpv file of which one tensor at a time is read: what a run needs.
