@@ -153,11 +153,7 @@ pub fn model(
     };
     let (quantization, tensors) = filler.fill(softmax);
     let side = program.image[0].max(program.image[1]);
-    let classes = if program.classifies() {
-        program.classes()
-    } else {
-        0
-    };
+    let classes = program.classes();
     ModelData {
         program,
         quantization,

@@ -1,6 +1,8 @@
 //! The f32 constants of a program, as the model's author trained them.
 
-use tpvit_models::{Op, Program};
+use tpvit_models::{Op, Program, TensorData};
+
+use crate::quantizers::weight;
 
 /// Values of a program's tensors, row-major, by `TensorId`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -10,6 +12,17 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// What the tensors of a quantized model stand for.
+    pub fn dequantize(tensors: &[TensorData]) -> Self {
+        let float = |tensor: &TensorData| match tensor {
+            TensorData::Float(values) => values.clone(),
+            TensorData::Weight(quant) => weight::dequantize(quant),
+        };
+        Weights {
+            tensors: tensors.iter().map(float).collect(),
+        }
+    }
+
     /// Whether there is one vector for each tensor of `program`, of its size.
     pub fn fit(&self, program: &Program) -> bool {
         self.tensors.len() == program.tensors.len()

@@ -1,12 +1,11 @@
 //! Mixed precision: what is measured, what is chosen, what it costs.
 
 use tpvit_models::synthetic::{self, VitConfig};
-use tpvit_models::{BitWidth, ModelData, Op, Program, TensorData};
+use tpvit_models::{BitWidth, Op, Program};
 use tpvit_quantizer::calibration::{
     AllocateError, AllocateStage, Allocation, Budget, FakeQuant, ObserveSettings, Settings, Site,
     allocate, fake_weights, kl_divergence, observe, plan,
 };
-use tpvit_quantizer::quantizers::weight;
 use tpvit_quantizer::reference::Executor;
 use tpvit_quantizer::weights::Weights;
 
@@ -21,15 +20,9 @@ fn model() -> (Program, Weights) {
         dim: 24,
         ..VitConfig::SMALLEST
     };
-    let ModelData {
-        program, tensors, ..
-    } = synthetic::vit(config, BitWidth::B8, BitWidth::B8, &softmax, 3);
-    let float = |data: TensorData| match data {
-        TensorData::Float(values) => values,
-        TensorData::Weight(quant) => weight::dequantize(&quant),
-    };
-    let tensors = tensors.into_iter().map(float).collect();
-    (program, Weights { tensors })
+    let data = synthetic::vit(config, BitWidth::B8, BitWidth::B8, &softmax, 3);
+    let weights = Weights::dequantize(&data.tensors);
+    (data.program, weights)
 }
 
 fn picture(index: usize) -> Option<Vec<f32>> {

@@ -1,11 +1,8 @@
 //! Rotations leave what a network computes and change how it quantizes.
 
 use tpvit_models::synthetic::{self, VitConfig};
-use tpvit_models::{
-    Activation, BitWidth, Buffer, BufferId, ModelData, Op, Program, TensorData, TensorRole,
-};
+use tpvit_models::{Activation, BitWidth, Buffer, BufferId, Op, Program, TensorRole};
 use tpvit_quantizer::calibration::{RotateError, Rotation, rotate};
-use tpvit_quantizer::quantizers::weight;
 use tpvit_quantizer::reference::{Executor, Hook};
 use tpvit_quantizer::weights::Weights;
 
@@ -33,15 +30,7 @@ const ODD: VitConfig = VitConfig {
 fn model(config: VitConfig) -> (Program, Weights) {
     let softmax = synthetic::row_max_softmax(BitWidth::B4);
     let bits = BitWidth::B8;
-    let ModelData {
-        program, tensors, ..
-    } = synthetic::vit(config, bits, bits, &softmax, 3);
-    let float = |data: TensorData| match data {
-        TensorData::Float(values) => values,
-        TensorData::Weight(quant) => weight::dequantize(&quant),
-    };
-    let tensors = tensors.into_iter().map(float).collect();
-    (program, Weights { tensors })
+    floats(synthetic::vit(config, bits, bits, &softmax, 3).program)
 }
 
 /// A picture of pixels 0 to 255, made from its index.
@@ -95,7 +84,8 @@ fn a_rotated_network_computes_the_same() {
             rotate(&program, &mut rotated, &settings).expect("a plain transformer");
             computes_the_same(&program, &weights, &rotated);
             let changed = (0..program.tensors.len()).filter(|&id| {
-                let weight = program.tensors[id].name.ends_with(".weight");
+                let name = &program.tensors[id].name;
+                let weight = [".weight", ".gamma"].iter().any(|end| name.ends_with(end));
                 weight && rotated.tensors[id] != weights.tensors[id]
             });
             // Patch embedding, head and LayerNorms' gains; of a block four layers,
@@ -108,6 +98,94 @@ fn a_rotated_network_computes_the_same() {
             assert_eq!(changed.count(), expected);
         }
     }
+}
+
+/// Float weights of a synthetic model.
+fn floats(program: Program) -> (Program, Weights) {
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    let data = synthetic::model(program, BitWidth::B8, BitWidth::B8, &softmax, 3);
+    let weights = Weights::dequantize(&data.tensors);
+    (data.program, weights)
+}
+
+/// Whatever is asked of whatever network: it is done, or nothing is.
+#[test]
+fn every_architecture_is_rotated_or_refused() {
+    let mut refused = Vec::new();
+    for (name, program) in synthetic::architectures() {
+        let (program, weights) = floats(program);
+        for (what, residual, values, query_key) in [
+            ("residual", true, false, false),
+            ("values", false, true, false),
+            ("query_key", false, false, true),
+        ] {
+            let settings = Rotation {
+                residual,
+                values,
+                query_key,
+                seed: 5,
+            };
+            let mut rotated = weights.clone();
+            match rotate(&program, &mut rotated, &settings) {
+                Ok(()) => {
+                    assert_ne!(rotated, weights, "{name}, {what}");
+                    computes_the_same(&program, &weights, &rotated);
+                }
+                Err(error) => {
+                    assert_eq!(rotated, weights, "{name}, {what}");
+                    let reason = match error {
+                        RotateError::Blocked { buffer, reason } => format!("{buffer}: {reason}"),
+                        other => panic!("{name}, {what}: {other}"),
+                    };
+                    refused.push((name, what, reason));
+                }
+            }
+        }
+    }
+    let read = |buffer: &str| format!("{buffer}: more than linear layers read it");
+    let normed = String::from("blocks.0.attn.qk_norm: no plain linear layer writes it");
+    let expected = [
+        ("deit-distilled", "residual", read("norm")),
+        ("clip-mean-of-patches", "residual", read("norm_pre")),
+        ("vit-qk-norm", "values", normed.clone()),
+        ("vit-qk-norm", "query_key", normed),
+        ("dinov2-giant", "residual", read("norm")),
+        ("dinov2-classifier", "residual", read("norm")),
+        ("swin", "residual", read("patch_embed.norm")),
+        ("swin-one-window", "residual", read("norm")),
+    ];
+    assert_eq!(refused, expected);
+}
+
+/// Means of the stream itself go through a rotation, but a linear layer that
+/// reads them would have to undo it.
+#[test]
+fn a_mean_that_no_norm_follows_is_refused() {
+    let mut all = synthetic::architectures().into_iter();
+    let (_, mut program) = all
+        .find(|(n, _)| *n == "vit-mean")
+        .expect("an architecture");
+    // The head reads the mean instead of its LayerNorm, which goes.
+    let norm = program.ops.len() - 2;
+    let (Op::LayerNorm { input, output, .. }, Op::Linear { .. }) =
+        (program.ops[norm].clone(), program.ops[norm + 1].clone())
+    else {
+        panic!("a norm and the head")
+    };
+    program.ops.remove(norm);
+    if let Some(Op::Linear { input: read, .. }) = program.ops.last_mut() {
+        *read = input;
+    }
+    let last = program.ops.last_mut().expect("the head");
+    if let Op::Linear { output: logits, .. } = last {
+        *logits = output;
+    }
+    let classes = program.buffers.pop().expect("the logits").cols;
+    program.buffers[output.index()].cols = classes;
+    let (program, mut weights) = floats(program);
+    let error = rotate(&program, &mut weights, &ALL).expect_err("it cannot be rotated");
+    let text = error.to_string();
+    assert!(text.contains("without a LayerNorm"), "{text}");
 }
 
 #[test]
@@ -175,10 +253,10 @@ fn enlarge(program: &Program, weights: &mut Weights, names: &[&str], rows: &[usi
 fn outliers_of_the_stream_are_spread() {
     let (program, mut weights) = model(EVEN);
     let embedding = [
-        "patch_embed.proj.weight",
-        "patch_embed.proj.bias",
-        "cls_token",
-        "pos_embed",
+        "patch_embed.weight",
+        "patch_embed.bias",
+        "prefix",
+        "position",
     ];
     enlarge(&program, &mut weights, &embedding, &[7, 30], 30.0);
     let (peak, kurtosis) = peak_and_kurtosis(&program, &weights, "blocks.0.norm1");
@@ -274,10 +352,7 @@ fn what_does_not_commute_is_refused() {
         residual: false,
         ..ALL
     };
-    blocked(
-        refused(set_activation("blocks.1.mlp.fc2"), residual),
-        "GELU",
-    );
+    blocked(refused(set_activation("blocks.1.res2"), residual), "GELU");
     blocked(
         refused(set_activation("blocks.0.attn.qkv"), heads),
         "plain linear",
@@ -318,7 +393,7 @@ fn what_does_not_commute_is_refused() {
             rows,
             cols,
         });
-        let fc2 = op(p, "blocks.0.mlp.fc2");
+        let fc2 = op(p, "blocks.0.res2");
         let Op::Linear { residual, .. } = &mut p.ops[fc2] else {
             panic!("fc2 is a linear layer");
         };

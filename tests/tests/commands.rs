@@ -809,7 +809,14 @@ fn help_names_every_flag() {
         ),
         (
             "run",
-            &["--top", "--threads", "--isa", "--attention", "--json"],
+            &[
+                "--top",
+                "--features",
+                "--threads",
+                "--isa",
+                "--attention",
+                "--json",
+            ],
         ),
         ("inspect", &["--verify", "--json"]),
         (

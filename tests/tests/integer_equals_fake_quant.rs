@@ -24,16 +24,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use tpvit_models::{
-    ActivationQuant, BitWidth, BufferId, Cell, Interpolation, Model, ModelData, Op, Pooling,
-    Preprocess, Program, Resize, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorData, TensorId,
-    synthetic,
+    ActivationQuant, BitWidth, BufferId, Cell, Interpolation, Model, Op, Pooling, Preprocess,
+    Program, Resize, SoftmaxCodebook, SoftmaxKind, SoftmaxMethod, TensorId, synthetic,
 };
 use tpvit_quantizer::calibration::{
     ActivationCode, FakeQuant, Granularity, ObserveSettings, QuantPlan, Settings, fake_weights,
 };
 use tpvit_quantizer::pipeline::{Job, quantize};
 use tpvit_quantizer::preprocessing::read_json;
-use tpvit_quantizer::quantizers::weight;
 use tpvit_quantizer::reference::{Executor, Hook};
 use tpvit_quantizer::weights::Weights;
 use tpvit_quantizer::{import, pictures};
@@ -947,7 +945,7 @@ fn every_architecture() {
         ] {
             let softmax = synthetic::row_max_softmax(BitWidth::B4);
             let data = synthetic::model(program.clone(), BitWidth::B8, BitWidth::B8, &softmax, 7);
-            let network = (program.clone(), floats(&data));
+            let network = (program.clone(), Weights::dequantize(&data.tensors));
             let settings = settings(bits, bits, method);
             let quantized = Quantized::of_float(network, RAW, settings, &pixels);
             for pixels in &pixels[..3] {
@@ -964,17 +962,6 @@ const RAW: Preprocess = Preprocess {
     std: [1.0; 3],
     ..HALF
 };
-
-/// What the tensors of a model stand for.
-fn floats(data: &ModelData) -> Weights {
-    let tensor = |tensor: &TensorData| match tensor {
-        TensorData::Float(values) => values.clone(),
-        TensorData::Weight(weight) => weight::dequantize(weight),
-    };
-    Weights {
-        tensors: data.tensors.iter().map(tensor).collect(),
-    }
-}
 
 #[test]
 fn the_model_that_ships() {

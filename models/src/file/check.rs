@@ -244,11 +244,12 @@ fn score_units(
     let Some(quant) = activation(quant, qkv) else {
         return Ok(()); // reported as NoActivationQuant before
     };
+    let scales = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
     let head = |head: usize| {
         let q = head.saturating_mul(head_dim);
         let k = heads.saturating_mul(head_dim).saturating_add(q);
         let [q, k] = [q, k].map(|col| f64::from(quant.scale_at(col)));
-        is_scale((q * k * f64::from(scale) * LOG2_E) as f32)
+        scales.contains(&(q * k * f64::from(scale) * LOG2_E))
     };
     match (0..heads).all(head) {
         true => Ok(()),
@@ -446,10 +447,7 @@ pub(super) fn crop(program: &Program, preprocess: &Preprocess) -> Result<(), Par
 
 /// No labels, or one for each class. Features have none.
 pub(super) fn labels(program: &Program, labels: &[&str]) -> Result<(), ParseError> {
-    let classes = match program.classifies() {
-        true => program.classes(),
-        false => 0,
-    };
+    let classes = program.classes();
     if !labels.is_empty() && labels.len() != classes {
         return Err(ParseError::LabelCount {
             found: labels.len(),

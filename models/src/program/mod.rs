@@ -345,9 +345,12 @@ impl Program {
         matches!(self.ops.last(), Some(Op::Linear { .. })) && self.output_shape()[0] == 1
     }
 
-    /// The number of classes; columns of the features of a model without any.
+    /// The number of classes; 0 of a model without a classifier.
     pub fn classes(&self) -> usize {
-        self.output_shape()[1]
+        match self.classifies() {
+            true => self.output_shape()[1],
+            false => 0,
+        }
     }
 
     /// For each buffer, whether it holds integer codes in a quantized model:

@@ -12,7 +12,9 @@
 //! attention's codes. Everything else stays at the widest widths allowed while
 //! one site is narrowed. From there the sum is a good model: errors are small and
 //! independent, and the KL is quadratic in them. Starting from narrow and
-//! widening one site measures each in the noise of all the others.
+//! widening one site measures each in the noise of all the others. Of a model
+//! without a classifier, the relative squared error of its features takes the
+//! place of the KL ([`result_distance`]).
 //!
 //! # Cost
 //! [`Budget::Bytes`]: the codes of the weights, as the file stores them.
@@ -39,7 +41,7 @@ use super::judge::{Judge, split};
 use super::knapsack::{self, Item};
 use super::observe::{Observations, ObserveSettings, observe};
 use super::plan::{QuantPlan, Settings, Widths, plan};
-use super::report::kl_divergence;
+use super::report::result_distance;
 use crate::reference::Executor;
 use crate::weights::Weights;
 
@@ -75,8 +77,8 @@ pub enum Site {
 pub struct Sensitivity {
     /// The site.
     pub site: Site,
-    /// Each width it may get, ascending, with what that adds to the mean KL of
-    /// the held-back pictures from float, in nats.
+    /// Each width it may get, ascending, with what that adds to the mean
+    /// [`result_distance`] of the held-back pictures from float.
     pub added: Vec<(BitWidth, f64)>,
     /// The width it gets.
     pub chosen: BitWidth,
@@ -93,16 +95,17 @@ pub struct Allocation {
     pub cost: u64,
     /// What they may cost.
     pub limit: u64,
-    /// Mean KL of the held-back pictures with the mixed widths.
+    /// Mean [`result_distance`] of the held-back pictures with the mixed widths.
     pub mixed: f64,
-    /// The widest uniform width that fits, and its KL.
+    /// The widest uniform width that fits, and its distance.
     pub uniform: Option<(BitWidth, f64)>,
 }
 
 impl Allocation {
     /// Whether the uniform width was better and has been taken.
     pub fn took_uniform(&self) -> bool {
-        self.uniform.is_some_and(|(_, kl)| kl <= self.mixed)
+        self.uniform
+            .is_some_and(|(_, distance)| distance <= self.mixed)
     }
 }
 
@@ -394,7 +397,7 @@ impl<'a> Problem<'a> {
         all
     }
 
-    /// The best widths by `added`, which has a KL for each width of each site.
+    /// The best widths by `added`, which has a distance for each width of each site.
     fn solve(&self, added: &[Vec<f64>]) -> Vec<BitWidth> {
         let combinations: Vec<_> = self.units.iter().map(|u| self.combinations(u)).collect();
         let item = |unit: &Unit, widths: &Vec<BitWidth>| {
@@ -480,13 +483,13 @@ pub fn allocate(
     let judges = Judges { networks, judge };
     let added = judges.sensitivities(&narrowed, &mut meter);
     let mut chosen = problem.solve(&added);
-    let mixed = judges.mean_kl(&chosen, &mut meter);
+    let mixed = judges.mean_distance(&chosen, &mut meter);
     let fits = |width: &BitWidth| problem.cost(&problem.uniform(*width)) <= limit;
     let uniform = WIDTHS.into_iter().rev().find(fits).map(|width| {
-        let kl = judges.mean_kl(&problem.uniform(width), &mut meter);
-        (width, kl)
+        let distance = judges.mean_distance(&problem.uniform(width), &mut meter);
+        (width, distance)
     });
-    if let Some((width, _)) = uniform.filter(|(_, kl)| *kl <= mixed) {
+    if let Some((width, _)) = uniform.filter(|(_, distance)| *distance <= mixed) {
         chosen = problem.uniform(width);
     }
     let describe = |(index, added): (usize, Vec<f64>)| Sensitivity {
@@ -651,19 +654,19 @@ struct Judges<'a> {
 }
 
 impl Judges<'_> {
-    /// Mean KL from float with these widths.
-    fn mean_kl(&self, chosen: &[BitWidth], meter: &mut Meter<'_>) -> f64 {
+    /// Mean distance from float with these widths.
+    fn mean_distance(&self, chosen: &[BitWidth], meter: &mut Meter<'_>) -> f64 {
         let problem = self.networks.problem;
         let program = problem.program;
         let mut weights = self.networks.weights.clone();
         let settings = problem.with_widths(chosen);
         let plan = plan(program, &mut weights, self.networks.observations, &settings);
-        let kl = self.judge.divergence(&weights, &plan);
+        let distance = self.judge.distance(&weights, &plan);
         meter.advance(PARTS * self.judge.images.len());
-        kl
+        distance
     }
 
-    /// By site and width, what it adds to the mean KL: the wider the less, and
+    /// By site and width, what it adds to the mean distance: the wider the less, and
     /// the present width nothing.
     fn sensitivities(&self, narrowed: &Narrowed, meter: &mut Meter<'_>) -> Vec<Vec<f64>> {
         let problem = self.networks.problem;
@@ -674,8 +677,10 @@ impl Judges<'_> {
         order.sort_by_key(|&site| std::cmp::Reverse(problem.sites[site].op()));
         let mut sums: Vec<Vec<f64>> = problem.widths.iter().map(|w| vec![0.0; w.len()]).collect();
         let wave = WAVE_PER_THREAD * rayon::current_num_threads();
-        let Judge { images, logits, .. } = &self.judge;
-        for (images, float) in images.chunks(wave).zip(logits.chunks(wave)) {
+        let Judge {
+            images, results, ..
+        } = &self.judge;
+        for (images, float) in images.chunks(wave).zip(results.chunks(wave)) {
             let mut wave = Wave::start(program, images, float, &weights, &plan.quantization);
             meter.advance(PARTS * images.len());
             for &index in &order {
@@ -719,7 +724,7 @@ struct Wave<'a> {
     /// The same but for one site.
     changed: Weights,
     buffers: Vec<Buffers>,
-    /// KL of each picture.
+    /// [`result_distance`] of each picture.
     present: Vec<f64>,
 }
 
@@ -733,9 +738,9 @@ impl<'a> Wave<'a> {
     ) -> Self {
         let run = |(image, float): (&Vec<f32>, &Vec<f32>)| {
             let mut executor = Executor::new(program, weights);
-            let logits = executor.run(image, &mut FakeQuant::new(program, quantization));
-            let kl = kl_divergence(float, logits);
-            (kl, executor.into_buffers())
+            let result = executor.run(image, &mut FakeQuant::new(program, quantization));
+            let distance = result_distance(program, float, result);
+            (distance, executor.into_buffers())
         };
         let (present, buffers) = images.par_iter().zip(float).map(run).unzip();
         Wave {
@@ -749,7 +754,7 @@ impl<'a> Wave<'a> {
         }
     }
 
-    /// What a change from operation `first` on adds to the KL of each picture.
+    /// What a change from operation `first` on adds to the distance of each picture.
     fn added(&mut self, first: usize, change: Change) -> Vec<f64> {
         let changed: Vec<TensorId> = change.tensors.iter().map(|(id, _)| *id).collect();
         for (id, values) in change.tensors {
@@ -760,9 +765,10 @@ impl<'a> Wave<'a> {
             let before = std::mem::take(buffers);
             let mut executor = Executor::with_buffers(program, weights, before);
             let mut hook = FakeQuant::new(program, &change.quantization);
-            let kl = kl_divergence(float, executor.resume(first, image, &mut hook));
+            let result = executor.resume(first, image, &mut hook);
+            let distance = result_distance(program, float, result);
             *buffers = executor.into_buffers();
-            kl
+            distance
         };
         let pictures = self.images.par_iter().zip(self.float);
         let found: Vec<f64> = pictures.zip(&mut self.buffers).map(run).collect();

@@ -79,8 +79,8 @@ impl LayerGroup {
 pub struct Decision {
     /// The layers.
     pub group: LayerGroup,
-    /// Mean KL of the held-back pictures from the float network, nats, with
-    /// plain rounding of this group.
+    /// Mean [`result_distance`](super::result_distance) of the held-back pictures
+    /// from the float network, with plain rounding of this group.
     pub rounded: f64,
     /// The same with the best compensated codes.
     pub compensated: f64,
@@ -148,9 +148,9 @@ pub fn compensate(
     let judge = Judge::new(program, weights, images);
     advance(judges.len());
     let mut judge = |weights: &Weights, plan: &QuantPlan| {
-        let divergence = judge.divergence(weights, plan);
+        let distance = judge.distance(weights, plan);
         advance(judges.len());
-        divergence
+        distance
     };
 
     let mut current = judge(weights, plan);

@@ -163,11 +163,17 @@ fn round_bias(op: &Op, quantization: &Quantization, weights: &mut Weights) {
     let bias = &mut weights.tensors[bias.index()];
     let entries = bias.len() / heads;
     for (head, bias) in bias.chunks_exact_mut(entries).enumerate() {
-        let [q, k] = [head, heads + head].map(|h| f64::from(quant.scale_at(h * head_dim)));
-        let unit = q * k * f64::from(scale);
-        for b in bias {
-            *b = ((f64::from(*b) / unit).round_ties_even() * unit) as f32;
-        }
+        let [q, k] = [head, heads + head].map(|h| quant.scale_at(h * head_dim));
+        round_to_scores(bias, [q, k, scale]);
+    }
+}
+
+/// Rounds the position bias of a head to multiples of what an integer score counts,
+/// the product of `scales`: of q, of k, and of the scores.
+pub(crate) fn round_to_scores(bias: &mut [f32], scales: [f32; 3]) {
+    let unit: f64 = scales.into_iter().map(f64::from).product();
+    for b in bias {
+        *b = ((f64::from(*b) / unit).round_ties_even() * unit) as f32;
     }
 }
 

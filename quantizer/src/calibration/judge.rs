@@ -10,7 +10,7 @@ use tpvit_models::Program;
 
 use super::fake_quant::{FakeQuant, fake_weights};
 use super::plan::QuantPlan;
-use super::report::kl_divergence;
+use super::report::result_distance;
 use crate::reference::{Executor, run_many};
 use crate::weights::Weights;
 
@@ -34,29 +34,30 @@ pub(crate) struct Judge<'a> {
     program: &'a Program,
     pub(super) images: Vec<Vec<f32>>,
     /// Of the float network, by picture.
-    pub(super) logits: Vec<Vec<f32>>,
+    pub(super) results: Vec<Vec<f32>>,
 }
 
 impl<'a> Judge<'a> {
     /// `float` are weights that compute what the float network does.
     pub(crate) fn new(program: &'a Program, float: &Weights, images: Vec<Vec<f32>>) -> Self {
         Judge {
-            logits: logits(program, float, None, &images),
+            results: results(program, float, None, &images),
             program,
             images,
         }
     }
 
-    /// Mean KL of the quantized network from the float one, nats.
-    pub(crate) fn divergence(&self, weights: &Weights, plan: &QuantPlan) -> f64 {
-        let quantized = logits(self.program, weights, Some(plan), &self.images);
-        let pairs = self.logits.iter().zip(&quantized);
-        pairs.map(|(f, q)| kl_divergence(f, q)).sum::<f64>() / self.images.len() as f64
+    /// Mean [`result_distance`] of the quantized network from the float one.
+    pub(crate) fn distance(&self, weights: &Weights, plan: &QuantPlan) -> f64 {
+        let quantized = results(self.program, weights, Some(plan), &self.images);
+        let pairs = self.results.iter().zip(&quantized);
+        let distance = |(f, q): (&Vec<f32>, &Vec<f32>)| result_distance(self.program, f, q);
+        pairs.map(distance).sum::<f64>() / self.images.len() as f64
     }
 }
 
-/// Logits of each image: of the float network, or as `plan` quantizes it.
-fn logits(
+/// The result for each image: of the float network, or as `plan` quantizes it.
+fn results(
     program: &Program,
     weights: &Weights,
     plan: Option<&QuantPlan>,
@@ -73,8 +74,8 @@ fn logits(
         })
     };
     let mut all = Vec::with_capacity(images.len());
-    let collect = |_, logits| {
-        all.push(logits);
+    let collect = |_, result| {
+        all.push(result);
         Ok(())
     };
     let load = |i: usize| Ok(images[i].clone());

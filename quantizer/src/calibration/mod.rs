@@ -34,8 +34,8 @@ mod rotate;
 
 pub use allocate::{AllocateError, AllocateStage, Allocation, Budget, Sensitivity, Site, allocate};
 pub use compensate::{Compensation, Decision, LayerGroup, compensate, steps};
-pub(crate) use fake_quant::unfold;
 pub use fake_quant::{FakeQuant, fake_weights};
+pub(crate) use fake_quant::{round_to_scores, unfold};
 pub use hadamard::{Orthogonal, Signs};
 pub(crate) use judge::{Judge, split};
 pub use observe::{Observations, ObserveSettings, observe};
@@ -46,5 +46,6 @@ pub use plan::{
     ActivationCode, BiasCorrection, Granularity, QuantPlan, Settings, SoftmaxSettings, Widths, plan,
 };
 pub use reparameterise::reparameterise;
-pub use report::{LayerError, kl_divergence, report};
+pub(crate) use report::energy;
+pub use report::{LayerError, distance_name, kl_divergence, report, result_distance};
 pub use rotate::{RotateError, Rotation, rotate};

@@ -128,7 +128,15 @@ impl Cells {
                 let largest = window.cells().filter(|cell| cell.tokens() == tokens);
                 (tokens, largest.count())
             }
-            _ => (program.buffers[op.output().index()].rows, 1),
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::Linear { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::Attention { window: None, .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => (program.buffers[op.output().index()].rows, 1),
         };
         Cells {
             tokens,
@@ -319,4 +327,55 @@ fn groups(program: &Program, id: usize) -> Vec<Range<usize>> {
     (0..cols / width)
         .map(|g| g * width..(g + 1) * width)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tpvit_models::synthetic;
+    use tpvit_models::{BitWidth, Cell};
+
+    /// Of a grid with several windows, at most four full ones of a picture, others
+    /// in the next; of smaller ones at the edges, none.
+    #[test]
+    fn windows_take_turns_and_all_have_one_size() {
+        let mut all = synthetic::architectures().into_iter();
+        let (_, program) = all.find(|(name, _)| *name == "swin").expect("a Swin");
+        let softmax = synthetic::row_max_softmax(BitWidth::B4);
+        let data = synthetic::model(program, BitWidth::B8, BitWidth::B8, &softmax, 1);
+        let weights = Weights::dequantize(&data.tensors);
+        let program = &data.program;
+        let [height, width] = program.image;
+        let pictures = 6;
+        let source = |i: usize| {
+            let pixel = |p: usize| ((p * (i + 3)) as f32 * 0.37).sin() * 90.0 + 120.0;
+            (i < pictures).then(|| (0..height * width * 3).map(pixel).collect())
+        };
+        let settings = ObserveSettings::default();
+        let seen = observe(program, &weights, &source, &settings, &mut |_| ());
+        let mut counts = Vec::new();
+        for (op, samples) in program.ops.iter().zip(&seen.attention) {
+            let Op::Attention {
+                window: Some(window),
+                heads,
+                ..
+            } = op
+            else {
+                assert!(samples.is_none());
+                continue;
+            };
+            let samples = samples.as_ref().expect("attention is sampled");
+            assert_eq!(samples.tokens(), window.largest());
+            assert_eq!(samples.heads(), *heads);
+            let full = |cell: &Cell| cell.tokens() == window.largest();
+            let full = window.cells().filter(full).count();
+            // Every `step`-th of them, beginning elsewhere in each picture.
+            let step = full.div_ceil(Cells::MOST);
+            let of_picture = |i: usize| (0..full).filter(|w| w % step == i % step).count();
+            let expected: usize = (0..pictures).map(of_picture).sum();
+            assert_eq!(samples.groups(), expected * heads, "{window:?}");
+            counts.push(full);
+        }
+        assert_eq!(counts, [8, 3, 2, 1], "windows of each grid that are whole");
+    }
 }

@@ -72,6 +72,49 @@ pub fn kl_divergence(reference: &[f32], other: &[f32]) -> f64 {
     p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
+/// How far the result of a network is from the `reference`, that of the float
+/// one: 0 where they are equal.
+///
+/// Of a classifier the divergence of its logits, [`kl_divergence`]; of features
+/// the relative squared error
+///
+/// ```text
+/// |other - reference|^2 / |reference - mean of its rows|^2       a single row: / |reference|^2
+/// ```
+pub fn result_distance(program: &Program, reference: &[f32], other: &[f32]) -> f64 {
+    if program.classifies() {
+        return kl_divergence(reference, other);
+    }
+    let [rows, _] = program.output_shape();
+    let energy = energy(reference, &vec![1.0; rows]);
+    squared_distance(reference, other) / energy.max(f64::MIN_POSITIVE)
+}
+
+/// What [`result_distance`] is called in tables.
+pub fn distance_name(program: &Program) -> &'static str {
+    match program.classifies() {
+        true => "KL",
+        false => "error",
+    }
+}
+
+/// `sum over rows of weight * |y - mean y|^2` of one picture, a weight for each row.
+pub(crate) fn energy(y: &[f32], rows: &[f32]) -> f64 {
+    let cols = y.len() / rows.len();
+    let total: f64 = rows.iter().map(|&w| f64::from(w)).sum();
+    let mut sums = vec![(0.0f64, 0.0f64); cols];
+    for (row, &w) in y.chunks_exact(cols).zip(rows) {
+        for (s, &y) in sums.iter_mut().zip(row) {
+            s.0 += f64::from(w * y);
+            s.1 += f64::from(w * y) * f64::from(y);
+        }
+    }
+    // A single row has no spread: compare with its size instead.
+    let alone = rows.iter().filter(|&&w| w > 0.0).count() == 1;
+    let spread = |(s, q): &(f64, f64)| if alone { *q } else { q - s * s / total };
+    sums.iter().map(spread).sum()
+}
+
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let shifted = logits.iter().map(|&x| f64::from(x - max));

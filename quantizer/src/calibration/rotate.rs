@@ -239,7 +239,12 @@ impl<'a> Graph<'a> {
         for (index, op) in self.program.ops.iter().enumerate() {
             let output = op.output();
             if has(output) && index + 1 == self.program.ops.len() {
-                return Err(self.blocked(output, "it holds the logits"));
+                return Err(self.blocked(output, "it holds the result"));
+            }
+            if let Op::Linear { input, .. } = *op
+                && has(input)
+            {
+                return Err(self.blocked(input, "a linear layer reads it without a LayerNorm"));
             }
             match *op {
                 Op::PatchEmbed { .. } if has(output) => {

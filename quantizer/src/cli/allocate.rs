@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use tpvit_models::{BitWidth, Program};
 use tpvit_quantizer::calibration::{
-    AllocateStage, Allocation, Budget, ObserveSettings, Settings, Site, allocate,
+    AllocateStage, Allocation, Budget, ObserveSettings, Settings, Site, allocate, distance_name,
 };
 use tpvit_quantizer::checkpoint::Loaded;
 use tpvit_quantizer::report::duration;
@@ -129,17 +129,21 @@ pub(crate) fn describe(program: &Program, budget: Budget, allocation: &Allocatio
     };
     let against = match allocation.uniform {
         None => String::new(),
-        Some((width, kl)) => {
+        Some((width, distance)) => {
             let taken = match allocation.took_uniform() {
                 true => ", which is taken",
                 false => "",
             };
-            format!(", {kl:.4} with {} bits everywhere{taken}", width.bits())
+            format!(
+                ", {distance:.4} with {} bits everywhere{taken}",
+                width.bits()
+            )
         }
     };
     format!(
-        "{}\nmixed precision: {spent}\nKL of held-back pictures from float: {:.4} mixed{against}\n\n",
+        "{}\nmixed precision: {spent}\n{} of held-back pictures from float: {:.4} mixed{against}\n\n",
         table.render(),
+        distance_name(program),
         allocation.mixed
     )
 }

@@ -16,7 +16,7 @@ use tpvit_runtime::{MemoryPlan, Session};
 
 use super::RuntimeArgs;
 use super::measure::{Latencies, peak_rss_bytes};
-use super::model_file::{load_float, preprocess_of};
+use super::model_file::{load_float, need_classifier, preprocess_of};
 use super::output::{Table, bytes, print, progress};
 use super::quantize::{quantize_watched, source};
 use super::reconstruct::Watch;
@@ -43,6 +43,7 @@ pub(crate) fn execute(args: &DemoArgs) -> Result<()> {
     let path = zoo.join("vit_ti14_cifar10.onnx");
     print(&format!("reading      {}\n", path.display()))?;
     let mut imported = load_float(&path, None, true)?;
+    need_classifier(&imported.program, &path)?;
     let image = imported.program.image;
     let preprocess = preprocess_of(&path, &PreprocessArgs::default(), image)?;
     imported

@@ -19,7 +19,7 @@ use tpvit_quantizer::preprocessing::{Overrides, PreprocessArgs};
 use tpvit_quantizer::reference::Executor;
 use tpvit_runtime::{Options, Session};
 
-use super::model_file::{Kind, WholeTpvFile, kind};
+use super::model_file::{Kind, WholeTpvFile, kind, need_classifier};
 #[cfg(feature = "onnx")]
 use super::model_file::{load_float, preprocess_of};
 use super::output::{print, print_json, progress};
@@ -76,7 +76,9 @@ pub(crate) fn execute(args: &EvalArgs) -> Result<()> {
                 args.model.display()
             );
             let file = WholeTpvFile::open(&args.model)?;
-            eval_tpv(&file.model()?, &dataset, threads, &args.runtime.options(1))?
+            let model = file.model()?;
+            need_classifier(model.program(), &args.model)?;
+            eval_tpv(&model, &dataset, threads, &args.runtime.options(1))?
         }
         Kind::Onnx | Kind::Safetensors => eval_trained(args, &dataset, threads)?,
     };
@@ -127,6 +129,7 @@ pub(crate) fn eval_tpv(
 #[cfg(feature = "onnx")]
 fn eval_trained(args: &EvalArgs, dataset: &Dataset, threads: usize) -> Result<Score> {
     let mut imported = load_float(&args.model, args.config.as_deref(), true)?;
+    need_classifier(&imported.program, &args.model)?;
     let preprocess = preprocess_of(&args.model, &args.preprocess, imported.program.image)?;
     imported.fold_preprocessing(preprocess.mean, preprocess.std);
     eval_float(&imported, &preprocess, dataset, threads)

@@ -51,21 +51,35 @@ fn header(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> String {
     format!(
         "format       .tpv {major}.{minor}, {}\n\
          input        {} x {} pixels, RGB; {}\n\
-         classes      {} ({} labels)\n\
+         {}\n\
          work         {:.1} MMAC in {} operations\n\
          memory here  arena {}, weights {}, constants {}\n",
         bytes(len),
         program.image[0],
         program.image[1],
         describe_preprocess(p, program.image),
-        program.classes(),
-        model.labels().len(),
+        result(model),
         program.macs() as f64 / 1e6,
         program.ops.len(),
         bytes(plan.arena_bytes()),
         bytes(plan.weight_bytes),
         bytes(plan.constant_bytes),
     )
+}
+
+/// Classes, or the shape of the features.
+fn result(model: &Model<'_>) -> String {
+    let program = model.program();
+    match program.classifies() {
+        true => {
+            let labels = model.labels().len();
+            format!("classes      {} ({labels} labels)", program.classes())
+        }
+        false => {
+            let [rows, cols] = program.output_shape();
+            format!("features     {rows} x {cols}, no classifier")
+        }
+    }
 }
 
 fn sections(model: &Model<'_>) -> String {
@@ -208,6 +222,7 @@ fn describe(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> serde_json::Val
         "version": [model.version().0, model.version().1],
         "image": program.image,
         "classes": program.classes(),
+        "result": program.output_shape(),
         "labels": model.labels(),
         "macs": program.macs(),
         "preprocess": {

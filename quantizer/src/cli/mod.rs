@@ -13,6 +13,7 @@ mod measure;
     allow(dead_code, reason = "a run-only build makes no models")
 )]
 mod model_file;
+mod npy;
 #[cfg_attr(
     not(feature = "onnx"),
     allow(dead_code, reason = "a run-only build makes no models")
@@ -70,7 +71,7 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Measures top-1 and top-5 accuracy on labelled pictures
     Eval(eval::EvalArgs),
-    /// Classifies pictures: five best labels, probabilities, time
+    /// Classifies pictures: five best labels, probabilities, time; or writes their features
     Run(run::RunArgs),
     /// Shows everything a .tpv file holds
     Inspect(inspect::InspectArgs),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use tpvit_models::file::MAGIC;
-use tpvit_models::{FileHead, Model, ModelInfo, Preprocess, TensorReader};
+use tpvit_models::{FileHead, Model, ModelInfo, Preprocess, Program, TensorReader};
 #[cfg(feature = "onnx")]
 use tpvit_quantizer::checkpoint::{self, Loaded};
 #[cfg(feature = "onnx")]
@@ -69,6 +69,17 @@ pub(crate) fn load_float(path: &Path, config: Option<&Path>, verify: bool) -> Re
         // A .tpv file too: the reader of ONNX says that it is none.
         Kind::Onnx | Kind::Tpv => Ok(import::load(path, verify)?.into()),
     }
+}
+
+/// An error if the model of `path` has no classes, for what needs labels.
+pub(crate) fn need_classifier(program: &Program, path: &Path) -> Result<()> {
+    let [rows, cols] = program.output_shape();
+    anyhow::ensure!(
+        program.classifies(),
+        "{} has no classifier: its result is {rows} x {cols} features",
+        path.display()
+    );
+    Ok(())
 }
 
 /// A .tpv file of which one tensor at a time is read: what a run needs.

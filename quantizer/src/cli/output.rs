@@ -18,18 +18,53 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) fn write_all_whole(files: &[(&Path, &[u8])]) -> Result<()> {
     let mut written = Vec::new();
     for (path, bytes) in files {
-        let mut file = beside(path)?;
-        file.write_all(bytes)
-            .and_then(|()| file.as_file().sync_all())
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let mut file = WholeFile::create(path)?;
+        file.write(bytes)?;
+        file.sync()?;
         written.push(file);
     }
-    for (file, (path, _)) in written.into_iter().zip(files) {
-        file.persist(path)
-            .map_err(|e| e.error)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    written.into_iter().try_for_each(WholeFile::rename)
+}
+
+/// A file that is there whole, or not at all: written beside its place, then
+/// renamed.
+pub(crate) struct WholeFile<'a> {
+    path: &'a Path,
+    file: tempfile::NamedTempFile,
+}
+
+impl<'a> WholeFile<'a> {
+    pub(crate) fn create(path: &'a Path) -> Result<Self> {
+        let file = beside(path)?;
+        Ok(WholeFile { path, file })
     }
-    Ok(())
+
+    /// Appends `bytes`.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .with_context(|| cannot_write(self.path))
+    }
+
+    /// Puts the file in its place.
+    pub(crate) fn finish(self) -> Result<()> {
+        self.sync()?;
+        self.rename()
+    }
+
+    fn sync(&self) -> Result<()> {
+        let synced = self.file.as_file().sync_all();
+        synced.with_context(|| cannot_write(self.path))
+    }
+
+    fn rename(self) -> Result<()> {
+        let renamed = self.file.persist(self.path).map_err(|e| e.error);
+        renamed.map(drop).with_context(|| cannot_write(self.path))
+    }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
 }
 
 /// Finds out now whether `path` can be written later, before hours of work.

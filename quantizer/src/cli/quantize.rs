@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use tpvit_models::{BitWidth, Preprocess, SoftmaxMethod, TensorRole};
 use tpvit_quantizer::calibration::{
-    ActivationCode, Allocation, Budget, Compensation, ObserveSettings, Rotation, Settings, rotate,
+    ActivationCode, Allocation, Budget, Compensation, ObserveSettings, Rotation, Settings,
+    distance_name, rotate,
 };
 use tpvit_quantizer::checkpoint::Loaded;
 use tpvit_quantizer::dataset::{Pictures, read_class_names};
@@ -20,7 +21,7 @@ use tpvit_quantizer::reconstruct;
 use tpvit_quantizer::report::{Accuracy, ReportData, Run, decision_json, duration, unit_json};
 
 use super::allocate::{self, BudgetArgs, allocate_with_bar};
-use super::model_file::{load_float, preprocess_of};
+use super::model_file::{load_float, need_classifier, preprocess_of};
 use super::output::{Table, bytes, check_writable, print, print_json, progress, tell, write_whole};
 use super::reconstruct::{EffortArgs, Watch, announce, checkpoint_path};
 use super::report::ReportArgs;
@@ -316,9 +317,13 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     }
     let report = args.report.files(&[&args.model, &args.output])?;
     let mut imported = load_float(&args.model, args.config.as_deref(), !args.no_verify)?;
+    args.report.check(&imported.program, &args.model)?;
     let image = imported.program.image;
     let labels = match &args.labels {
-        Some(path) => read_class_names(path, Some(imported.program.classes()))?,
+        Some(path) => {
+            need_classifier(&imported.program, &args.model).context("--labels")?;
+            read_class_names(path, Some(imported.program.classes()))?
+        }
         None => std::mem::take(&mut imported.labels),
     };
     let preprocess = preprocess_of(&args.model, &args.preprocess, image)?;
@@ -578,13 +583,9 @@ impl Summary<'_> {
         if self.made.decisions.is_empty() {
             return String::new();
         }
-        let mut table = Table::new([
-            "compensated weights of",
-            "KL before",
-            "KL after",
-            "damping",
-            "kept",
-        ]);
+        let distance = distance_name(&self.imported.program);
+        let [before, after] = ["before", "after"].map(|when| format!("{distance} {when}"));
+        let mut table = Table::new(["compensated weights of", &before, &after, "damping", "kept"]);
         for d in &self.made.decisions {
             table.row([
                 d.group.name().into(),
@@ -611,8 +612,12 @@ impl Summary<'_> {
                 u.note.clone(),
             ]);
         }
+        let all = match self.imported.program.classifies() {
+            true => "; of all units, KL of the logits",
+            false => "",
+        };
         format!(
-            "errors on held-back pictures, relative and squared; of all units, KL of the logits:\n\n{}\n",
+            "errors on held-back pictures, relative and squared{all}:\n\n{}\n",
             table.render()
         )
     }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use tpvit_models::{Model, Preprocess};
+use tpvit_models::{Model, Preprocess, Program};
 use tpvit_quantizer::checkpoint::Loaded;
 use tpvit_quantizer::dataset::Dataset;
 use tpvit_quantizer::report::{Accuracy, ReportData, TopK, page};
 use tpvit_runtime::Options;
 
 use super::eval::{Score, default_threads, eval_float, eval_tpv};
+use super::model_file::need_classifier;
 use super::output::{check_folder_writable, check_writable, tell, write_all_whole};
 
 /// Flags of the report.
@@ -67,8 +68,16 @@ impl ReportArgs {
         Ok(Some(ReportFiles { folder, html, json }))
     }
 
+    /// An error if accuracy is asked for of a model that has none.
+    pub(crate) fn check(&self, program: &Program, model: &Path) -> Result<()> {
+        match &self.eval {
+            Some(_) => need_classifier(program, model).context("--eval"),
+            None => Ok(()),
+        }
+    }
+
     /// The labelled pictures of `--eval`, or else the calibration pictures if all
-    /// have labels. What is wrong with `--eval` is an error; that `labels.csv` is of
+    /// have labels; nothing without classes. What is wrong with `--eval` is an error; that `labels.csv` is of
     /// no use goes to `warnings`.
     pub(crate) fn labelled(
         &self,
@@ -87,7 +96,8 @@ impl ReportArgs {
                 calibration: same(folder, calibration) == Some(true),
             }));
         }
-        if self.report.is_none() || !calibration.join("labels.csv").is_file() {
+        let csv = calibration.join("labels.csv").is_file();
+        if self.report.is_none() || !csv || classes == 0 {
             return Ok(None);
         }
         match labels_of(calibration, pictures, classes) {

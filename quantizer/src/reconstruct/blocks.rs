@@ -5,9 +5,10 @@
 //!      + |f^ - f|^2 / |f - mean f|^2                          global, optional
 //! ```
 //!
-//! y is the unit's output, f what the classifier reads, hats the quantized
-//! unit. For f^, the unit is followed by the *float* rest of the network
-//! (GLF-Q): the gradient then knows which errors matter later.
+//! y is the unit's output, f what the classifier reads (or the features of a
+//! network without one), hats the quantized unit. For f^, the unit is followed by
+//! the *float* rest of the network (GLF-Q): the gradient then knows which errors
+//! matter later.
 //!
 //! A [`Pass`] over the units is a list of [`Phase`]s. What the papers do, in
 //! these terms:
@@ -25,14 +26,14 @@
 use rayon::prelude::*;
 use tpvit_models::{BitWidth, BufferId, Program};
 
-use super::joint::{energy, row_weights};
+use super::joint::row_weights;
 use super::network::{Drop, Network, Tape, View};
 use super::params::{Params, Rates};
 use super::resume::Position;
 use super::train::{Lane, Slot, Term, Trainer, cosine};
 use super::units::{Unit, units};
 use super::{Run, Stop, Task, UnitLog};
-use crate::calibration::{QuantPlan, mix};
+use crate::calibration::{QuantPlan, energy, mix};
 use crate::weights::Weights;
 
 /// One way through all units.
@@ -179,19 +180,22 @@ fn image(task: &Task<'_>, unit: &Unit, picture: usize) -> Vec<f32> {
     }
 }
 
-/// The buffer that the classifier reads.
+/// The buffer that the classifier reads; the features of a network without one.
 fn feature(program: &Program) -> BufferId {
     let last = &program.ops[program.ops.len() - 1];
-    last.inputs()[0].expect("a classifier has an input")
+    match program.classifies() {
+        true => last.inputs()[0].expect("a classifier has an input"),
+        false => last.output(),
+    }
 }
 
 /// Everything before the classifier, as one unit.
 fn before_classifier(program: &Program) -> Unit {
-    let last = program.ops.len() - 1;
+    let classifiers = usize::from(program.classifies());
     let output = feature(program);
     Unit {
         name: String::new(),
-        ops: 0..last,
+        ops: 0..program.ops.len() - classifiers,
         input: None,
         output,
         rows: 0..program.buffers[output.index()].rows,

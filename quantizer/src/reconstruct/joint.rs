@@ -5,7 +5,10 @@
 //!      + local * mean over units of |y^ - y|^2 / |y - mean y|^2
 //! ```
 //!
-//! z are the logits, y the outputs of the units, hats the quantized network.
+//! z are the logits, y the outputs of the units, hats the quantized network. A
+//! network without a classifier has no logits: its result is a unit's output like
+//! the others, with the weight of the divergence.
+//!
 //! Blocks that were reconstructed one by one each mend their own error; here
 //! later ones also mend what earlier ones left. The local terms, over every
 //! token, keep a few hundred pictures from being learnt by heart, and each
@@ -20,7 +23,7 @@ use super::resume::{Position, Reader};
 use super::train::{Term, Trainer, augment, cosine, divergence};
 use super::units::{Unit, units};
 use super::{ResumeError, Run, Stop, Task, UnitLog};
-use crate::calibration::{Judge, QuantPlan};
+use crate::calibration::{Judge, QuantPlan, energy};
 use crate::weights::Weights;
 
 /// How to train all units at once.
@@ -34,7 +37,7 @@ pub struct Joint {
     pub rates: Rates,
     /// Weight of the local terms.
     pub local: f32,
-    /// Weight of the divergence of the logits.
+    /// Weight of the divergence of the logits, or of the error of features.
     pub divergence: f32,
     /// Least part of a picture's area that is shown.
     pub least_area: f32,
@@ -65,7 +68,7 @@ pub(super) fn train(
         view: &float_view,
     };
     let terms = terms(task, settings, teacher, &units(program));
-    let logits = program.ops[program.ops.len() - 1].output();
+    let result = program.ops[program.ops.len() - 1].output();
     let mut trainer = Trainer::new(
         program,
         params,
@@ -77,7 +80,7 @@ pub(super) fn train(
     );
     let images = task.judges.par_iter().map(|&i| (task.image)(i)).collect();
     let judge = Judge::new(program, task.float, images);
-    let start = judge.divergence(weights, plan);
+    let start = judge.distance(weights, plan);
     let mut log = UnitLog {
         name: "all units".into(),
         before: start,
@@ -98,9 +101,14 @@ pub(super) fn train(
             teacher.forward(&mut lane.teacher, whole.clone(), &image, None);
             student.forward(&mut lane.tape, whole.clone(), &image, None);
             lane.tape.clear_grads(program, whole.clone());
-            let target = &lane.teacher.raw[logits.index()];
-            let weight = settings.divergence;
-            let mut loss = divergence(&mut lane.tape, logits, target, weight, slot.share);
+            let mut loss = match program.classifies() {
+                true => {
+                    let target = &lane.teacher.raw[result.index()];
+                    let weight = settings.divergence;
+                    divergence(&mut lane.tape, result, target, weight, slot.share)
+                }
+                false => 0.0, // among the terms
+            };
             for term in &terms {
                 let target = &lane.teacher.raw[term.buffer.index()];
                 loss += term.add(&mut lane.tape, target, slot.share);
@@ -117,7 +125,7 @@ pub(super) fn train(
             trainer
                 .params
                 .store(program, &trainer.view, &mut new_weights, &mut new_plan);
-            let now = judge.divergence(&new_weights, &new_plan);
+            let now = judge.distance(&new_weights, &new_plan);
             if now < log.after {
                 log.after = now;
                 (*weights, *plan) = (new_weights, new_plan);
@@ -146,14 +154,18 @@ pub(super) fn train(
 /// One term for each unit's output but the logits, normalised by its spread.
 fn terms(task: &Task<'_>, settings: &Joint, teacher: Network<'_>, units: &[Unit]) -> Vec<Term> {
     let program = task.program;
-    let inner = &units[..units.len().saturating_sub(1)];
+    let last = units.len().saturating_sub(1);
+    let units = match program.classifies() {
+        true => &units[..last],
+        false => units,
+    };
     let sample: Vec<usize> = task.teachers.iter().copied().take(16).collect();
     let energies: Vec<Vec<f64>> = sample
         .par_iter()
         .map(|&i| {
             let mut tape = Tape::new(program);
             teacher.forward(&mut tape, 0..program.ops.len(), &(task.image)(i), None);
-            inner
+            units
                 .iter()
                 .map(|u| {
                     let rows = row_weights(program, u, settings.class_weight);
@@ -164,13 +176,17 @@ fn terms(task: &Task<'_>, settings: &Joint, teacher: Network<'_>, units: &[Unit]
         .collect();
     let term = |(i, unit): (usize, &Unit)| {
         let mean = energies.iter().map(|e| e[i]).sum::<f64>() / energies.len() as f64;
+        let (weight, share) = match i < last {
+            true => (settings.local, last as f64),
+            false => (settings.divergence, 1.0),
+        };
         Term {
             buffer: unit.output,
-            weight: settings.local / (inner.len() as f64 * mean.max(1e-30)) as f32,
+            weight: weight / (share * mean.max(1e-30)) as f32,
             rows: row_weights(program, unit, settings.class_weight),
         }
     };
-    inner.iter().enumerate().map(term).collect()
+    units.iter().enumerate().map(term).collect()
 }
 
 /// How often each row of a unit's output counts: not at all if nothing reads it.
@@ -184,21 +200,4 @@ pub(super) fn row_weights(program: &Program, unit: &Unit, class_weight: f32) -> 
     (0..program.buffers[unit.output.index()].rows)
         .map(weight)
         .collect()
-}
-
-/// `sum over rows of weight * |y - mean y|^2` of one picture.
-pub(super) fn energy(y: &[f32], rows: &[f32]) -> f64 {
-    let cols = y.len() / rows.len();
-    let total: f64 = rows.iter().map(|&w| f64::from(w)).sum();
-    let mut sums = vec![(0.0f64, 0.0f64); cols];
-    for (row, &w) in y.chunks_exact(cols).zip(rows) {
-        for (s, &y) in sums.iter_mut().zip(row) {
-            s.0 += f64::from(w * y);
-            s.1 += f64::from(w * y) * f64::from(y);
-        }
-    }
-    // A single row has no spread: compare with its size instead.
-    let alone = rows.iter().filter(|&&w| w > 0.0).count() == 1;
-    let spread = |(s, q): &(f64, f64)| if alone { *q } else { q - s * s / total };
-    sums.iter().map(spread).sum()
 }

@@ -61,7 +61,7 @@ pub struct UnitLog {
     /// `block 3`, or `all units`.
     pub name: String,
     /// Relative squared error of the unit's output on held-back pictures; of
-    /// all units, the divergence of the logits in nats.
+    /// all units, [`crate::calibration::result_distance`].
     pub before: f64,
     /// The same afterwards.
     pub after: f64,

@@ -19,7 +19,7 @@ use tpvit_models::{
 };
 
 use super::math::{self, AttentionCoder, Grid};
-use crate::calibration::mix;
+use crate::calibration::{mix, round_to_scores};
 use crate::reference::{
     MatMut, MatRef, add_bias, cut_patches, gather, matmul, merge_patches, scatter,
 };
@@ -468,6 +468,7 @@ impl Network<'_> {
     fn attention(&self, tape: &Tape, index: usize, saved: &mut Saved, out: &mut [f32]) {
         let heads = Heads::new(self.program, index);
         let qkv = tape.value(heads.qkv);
+        let bias = self.position_bias(&heads);
         let quantized = !self.view.coders[index].is_empty();
         saved.main.resize(heads.probabilities(), 0.0);
         saved
@@ -480,12 +481,15 @@ impl Network<'_> {
             let (own_codes, rest_codes) = other.split_at_mut(if quantized { own.len() } else { 0 });
             (main, other) = (rest, rest_codes);
             match part {
-                Part::All { .. } => self.heads(&heads, part, index, qkv, [own, own_codes], out),
+                Part::All { .. } => {
+                    self.heads(&heads, (part, &bias), index, qkv, [own, own_codes], out);
+                }
                 Part::Cell(window, cell) => {
                     let d = heads.width();
                     gather(window, cell, qkv, 3 * d, &mut rows);
                     cell_out.resize(cell.tokens() * d, 0.0);
-                    self.heads(&heads, part, index, &rows, [own, own_codes], &mut cell_out);
+                    let to = &mut cell_out;
+                    self.heads(&heads, (part, &bias), index, &rows, [own, own_codes], to);
                     let put = |to: &mut [f32], from: &[f32]| to.copy_from_slice(from);
                     scatter(window, cell, &cell_out, d, out, put);
                 }
@@ -493,11 +497,28 @@ impl Network<'_> {
         }
     }
 
-    /// Attention of tokens that all see each other.
+    /// The position bias of all heads, in whole units of the scores where these are
+    /// integers; nothing without one. Gradients pass the rounding straight through.
+    fn position_bias(&self, heads: &Heads) -> Vec<f32> {
+        let Some(id) = heads.bias else {
+            return Vec::new();
+        };
+        let mut bias = self.tensor(id.index()).to_vec();
+        if let Some(site) = &self.view.sites[heads.qkv.index()] {
+            let entries = bias.len() / heads.count;
+            for (head, bias) in bias.chunks_exact_mut(entries).enumerate() {
+                let [q, k] = [head, heads.count + head].map(|h| site.scale[h * heads.dim]);
+                round_to_scores(bias, [q, k, heads.scale]);
+            }
+        }
+        bias
+    }
+
+    /// Attention of tokens that all see each other; `bias` is that of all heads.
     fn heads(
         &self,
         heads: &Heads,
-        part: &Part,
+        (part, bias): (&Part, &[f32]),
         index: usize,
         qkv: &[f32],
         [main, other]: [&mut [f32]; 2],
@@ -516,10 +537,9 @@ impl Network<'_> {
                 0.0,
                 MatMut::dense(scores, t, t),
             );
-            if let (Part::Cell(window, cell), Some(bias)) = (part, heads.bias) {
+            if let (Part::Cell(window, cell), false) = (part, bias.is_empty()) {
                 let len = window.bias_len();
-                let bias = &self.tensor(bias.index())[head * len..][..len];
-                add_bias(window, cell, bias, scores);
+                add_bias(window, cell, &bias[head * len..][..len], scores);
             }
             if let Some(coder) = coders.get(head) {
                 let coded = &mut other[head * square..][..square];

@@ -4,7 +4,9 @@
 //! Between cuts lie the patch embedding, the two halves of each transformer
 //! block, the head. The halves of a block make one unit, as BRECQ (Li et al.
 //! 2021, arXiv:2102.05426) found best: what one half gets wrong the other can
-//! mend.
+//! mend. Whatever lies between two blocks, before the first or after the last
+//! is one unit too: a norm of the patches belongs to their embedding, and
+//! merging patches, normalising and projecting them is one step of Swin.
 
 use std::ops::Range;
 
@@ -31,44 +33,47 @@ pub(super) fn units(program: &Program) -> Vec<Unit> {
             continue;
         };
         let ops = start..index + 1;
-        let attends = |ops: &Range<usize>| {
-            let mut ops = program.ops[ops.clone()].iter();
-            ops.any(|op| matches!(op, Op::Attention { .. }))
-        };
+        let block = attends(program, &ops);
         let adds = program.ops[index].inputs()[1].is_some();
+        let is_last = index + 1 == program.ops.len();
+        let name = match program.ops[ops.start] {
+            _ if block => {
+                blocks += 1;
+                format!("block {}", blocks - 1)
+            }
+            Op::PatchEmbed { .. } => "patch embedding".to_string(),
+            _ if is_last && program.classifies() => "head".to_string(),
+            _ => program.buffers[output.index()].name.clone(),
+        };
         match units.last_mut() {
             // The second half of a block.
-            Some(last) if adds && !attends(&ops) && attends(&last.ops) => {
-                *last = Unit {
-                    ops: last.ops.start..ops.end,
-                    output,
-                    rows,
-                    ..last.clone()
-                };
+            Some(last) if adds && !is_last && !block && attends(program, &last.ops) => {
+                (last.ops.end, last.output, last.rows) = (ops.end, output, rows);
             }
-            Some(_) | None => {
-                let name = match program.ops[ops.start] {
-                    Op::PatchEmbed { .. } => "patch embedding".to_string(),
-                    _ if attends(&ops) => {
-                        blocks += 1;
-                        format!("block {}", blocks - 1)
-                    }
-                    _ if index + 1 == program.ops.len() => "head".to_string(),
-                    _ => program.buffers[output.index()].name.clone(),
-                };
-                units.push(Unit {
-                    name,
-                    ops,
-                    input,
-                    output,
-                    rows,
-                });
+            // One more step from one block to the next.
+            Some(last) if !block && !attends(program, &last.ops) => {
+                if last.input.is_some() {
+                    last.name = name;
+                }
+                (last.ops.end, last.output, last.rows) = (ops.end, output, rows);
             }
+            Some(_) | None => units.push(Unit {
+                name,
+                ops,
+                input,
+                output,
+                rows,
+            }),
         }
         (start, input) = (index + 1, Some(output));
     }
-    merge_head(program, &mut units);
     units
+}
+
+/// Whether there is attention among `ops`.
+fn attends(program: &Program, ops: &Range<usize>) -> bool {
+    let mut ops = program.ops[ops.clone()].iter();
+    ops.any(|op| matches!(op, Op::Attention { .. }))
 }
 
 /// The buffer that crosses from `index` to what follows, if it is one alone.
@@ -79,28 +84,6 @@ fn cut_after(program: &Program, index: usize) -> Option<BufferId> {
     let mut read = after.iter().flat_map(|op| op.inputs()).flatten();
     read.all(|id| id == output || !written(id))
         .then_some(output)
-}
-
-/// Everything after the last block: one unit.
-fn merge_head(program: &Program, units: &mut Vec<Unit>) {
-    let is_block = |u: &Unit| {
-        let mut ops = program.ops[u.ops.clone()].iter();
-        ops.any(|op| matches!(op, Op::Attention { .. }))
-    };
-    let Some(last) = units.iter().rposition(is_block) else {
-        return;
-    };
-    if last + 2 < units.len() {
-        let tail = units.split_off(last + 1);
-        let (first, end) = (&tail[0], &tail[tail.len() - 1]);
-        units.push(Unit {
-            name: "head".into(),
-            ops: first.ops.start..end.ops.end,
-            input: first.input,
-            output: end.output,
-            rows: end.rows.clone(),
-        });
-    }
 }
 
 #[cfg(test)]
@@ -128,5 +111,57 @@ mod tests {
             next = unit.ops.end;
         }
         assert_eq!(next, program.ops.len());
+    }
+
+    /// The names of the units of one architecture.
+    fn names(name: &str) -> Vec<String> {
+        let mut all = synthetic::architectures().into_iter();
+        let (_, program) = all.find(|(n, _)| *n == name).expect("an architecture");
+        units(&program).into_iter().map(|unit| unit.name).collect()
+    }
+
+    #[test]
+    fn every_architecture_is_cut_into_named_parts() {
+        let ends = |last| ["patch embedding", "block 0", "block 1", last].map(String::from);
+        for name in [
+            "vit",
+            "deit-distilled",
+            "vit-mean",
+            "clip-mean-of-patches",
+            "vit-qk-norm",
+            "dinov2-classifier",
+        ] {
+            assert_eq!(names(name), ends("head"), "{name}");
+        }
+        assert_eq!(names("dinov2-giant"), ends("norm"));
+        assert_eq!(
+            names("swin"),
+            [
+                "patch embedding",
+                "block 0",
+                "block 1",
+                "stages.1.reduction",
+                "block 2",
+                "block 3",
+                "head"
+            ]
+        );
+        assert_eq!(names("swin-one-window"), ends("norm"));
+    }
+
+    #[test]
+    fn units_follow_each_other_and_cover_the_program() {
+        for (name, program) in synthetic::architectures() {
+            let units = units(&program);
+            let mut next = 0;
+            for (i, unit) in units.iter().enumerate() {
+                assert_eq!(unit.ops.start, next, "{name}: {}", unit.name);
+                assert_eq!(unit.input, i.checked_sub(1).map(|i| units[i].output));
+                assert_eq!(unit.output, program.ops[unit.ops.end - 1].output());
+                assert!(units[..i].iter().all(|u| u.name != unit.name), "{name}");
+                next = unit.ops.end;
+            }
+            assert_eq!(next, program.ops.len(), "{name}");
+        }
     }
 }

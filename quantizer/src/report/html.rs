@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::svg::{Axis, Bar, Plot, stacked_bars};
 use super::text::{bytes, duration, escape, number, power_of_two, tick};
-use super::{Accuracy, AttentionLayer, Layer, ReportData, UnitLog};
+use super::{Accuracy, AttentionLayer, Layer, ModelSummary, ReportData, UnitLog};
 use crate::calibration::Decision;
 use crate::quantizers::OctaveHistogram;
 
@@ -37,7 +37,7 @@ pub fn page(data: &ReportData) -> String {
         data.accuracy.as_ref().map(accuracy).unwrap_or_default(),
         errors(&data.layers),
         units(&data.units),
-        compensation(&data.compensation),
+        compensation(&data.compensation, &data.model),
         attention(&data.attention),
         sizes(data),
         notes(&data.layers),
@@ -143,13 +143,16 @@ fn setup(data: &ReportData) -> String {
     let (model, method, calibration) = (&data.model, &data.method, &data.calibration);
     let [height, width] = model.image;
     let bits = |b: Option<u32>| b.map_or("–".into(), |b| format!("{b} bits"));
+    let result = match (model.classes, model.result) {
+        (0, [rows, cols]) => format!("features {rows} × {cols}"),
+        (classes, _) => format!("{classes} classes"),
+    };
     let rows = [
         (
             "model",
             format!(
-                "{}: {height} × {width} pixels, {} classes, {:.2} million parameters, {:.0} million multiplications",
+                "{}: {height} × {width} pixels, {result}, {:.2} million parameters, {:.0} million multiplications",
                 model.file,
-                model.classes,
                 model.parameters as f64 / 1e6,
                 model.macs as f64 / 1e6
             ),
@@ -419,7 +422,7 @@ fn units(units: &[UnitLog]) -> String {
     )
 }
 
-fn compensation(decisions: &[Decision]) -> String {
+fn compensation(decisions: &[Decision], model: &ModelSummary) -> String {
     if decisions.is_empty() {
         return String::new();
     }
@@ -435,13 +438,18 @@ fn compensation(decisions: &[Decision]) -> String {
             },
         ]
     });
+    let (name, measure) = match model.classes {
+        0 => ("error", "relative squared error of the features"),
+        _ => ("KL", "Kullback-Leibler divergence, nats"),
+    };
+    let [rounded, compensated] = ["rounded", "compensated"].map(|after| format!("{name} {after}"));
     format!(
         "<section>\n<h2>Compensation</h2>\n\
          <p>Weights of a row rounded so that their errors cancel in the layer's output (GPTQ). \
          Each kind of layer keeps its new codes only if the network's output comes closer to \
-         float on held-back calibration pictures: Kullback-Leibler divergence, nats.</p>\n{}</section>\n",
+         float on held-back calibration pictures: {measure}.</p>\n{}</section>\n",
         table(
-            &["layers", "KL rounded", "KL compensated", "damping", "kept"],
+            &["layers", &rounded, &compensated, "damping", "kept"],
             rows,
             &[]
         )

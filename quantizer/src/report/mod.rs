@@ -65,8 +65,10 @@ pub struct ModelSummary {
     pub file: String,
     /// Height and width of the picture it takes, pixels.
     pub image: [usize; 2],
-    /// Number of classes.
+    /// Number of classes; 0 of a model without a classifier.
     pub classes: usize,
+    /// Rows and columns of the result: logits, or features.
+    pub result: [usize; 2],
     /// Multiplications of one picture.
     pub macs: u64,
     /// Number of parameters.
@@ -239,6 +241,7 @@ impl ReportData {
                 file: run.model,
                 image: program.image,
                 classes: program.classes(),
+                result: program.output_shape(),
                 macs: program.macs(),
                 parameters: program.tensors.iter().map(|t| t.rows * t.cols).sum(),
             },
@@ -339,6 +342,7 @@ impl ReportData {
                 "file": self.model.file,
                 "image": self.model.image,
                 "classes": self.model.classes,
+                "result": self.model.result,
                 "macs": self.model.macs,
                 "parameters": self.model.parameters,
             },

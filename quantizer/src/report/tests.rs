@@ -52,6 +52,7 @@ fn report(x: f64, name: &str) -> ReportData {
             file: name.into(),
             image: [32, 48],
             classes: 7,
+            result: [1, 7],
             macs: 1_000_000,
             parameters: 20,
         },

@@ -45,7 +45,7 @@ pub(super) fn attention(call: AttentionCall) {
         &LAYOUT,
         &book,
         call,
-        |shape, keys_values, out| attention_pack(shape, keys_values, out),
+        attention_pack,
         |scores| {
             scores
                 .by_panel(|q, stride, rows, panel, acc| tile(q, stride, rows, head_dim, panel, acc))
