@@ -1,11 +1,14 @@
 import os
-from typing import Literal, Optional, Union
+from typing import Literal, Optional, Union, final
 
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["Model", "__version__"]
+
 __version__: str
 
+@final
 class Model:
     """A `.tpv` file, ready to run.
 
@@ -14,13 +17,13 @@ class Model:
     is not 1 to 1024. Calls of several threads take turns.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         source: Union[str, os.PathLike[str], bytes],
         *,
         threads: int = 1,
         isa: Optional[str] = None,
-    ) -> None:
+    ) -> Model:
         """Reads a path, or the `bytes` of a file.
 
         `isa` lowers the choice of the instruction set ("portable", "avx2", ...);
