@@ -1,4 +1,5 @@
-//! The C library: `libtpvit.so` and `libtpvit.a`, described by `tpvit.h`.
+//! The C library: `libtpvit.so` and `libtpvit.a`, described by `tpvit.h`; and
+//! `tpvit.wasm`, the same functions for a web page.
 //!
 //! ```text
 //! C ─ tpvit_session_run ─▶ abi: pointers become references, once  ─▶ tpvit_bindings, tpvit_runtime
@@ -12,3 +13,6 @@
 #[allow(unsafe_code)]
 pub mod abi;
 pub mod failure;
+#[cfg(target_family = "wasm")]
+#[allow(unsafe_code)]
+pub mod wasm;
