@@ -32,7 +32,7 @@ test("says what it is", () => {
   assert.equal(model.shorterSide, 36);
   assert.equal(model.isa, "portable");
   assert.equal(model.label(10), "class 10");
-  assert.equal(model.label(11), "11");
+  assert.equal(model.label(11), "class 11");
   model.free();
 });
 

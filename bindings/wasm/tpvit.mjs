@@ -89,10 +89,10 @@ export class Model {
     this.memoryBytes = c.tpvit_session_bytes(session);
   }
 
-  /** What a class is called; its number if the file does not say. */
+  /** What a class is called; "class 3" if the file does not say. */
   label(number) {
     const label = this.tpvit.text(this.tpvit.c.tpvit_model_label(this.pointers.model, number));
-    return label ?? String(number);
+    return label ?? `class ${number}`;
   }
 
   /** The result of one picture: RGB, `height * width * 3` bytes. */

@@ -111,7 +111,10 @@ impl Model {
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         ranked.truncate(top);
         let labels = self.model.labels();
-        let label = |class: usize| labels.get(class).cloned().unwrap_or(class.to_string());
+        let label = |class: usize| match labels.get(class) {
+            Some(label) => label.clone(),
+            None => format!("class {class}"),
+        };
         let named = ranked.into_iter().map(|(class, p)| (label(class), p));
         Ok(named.collect())
     }

@@ -47,7 +47,7 @@ class Model:
     ) -> list[tuple[str, float]]:
         """The `top` classes of one picture, likeliest first, with probabilities.
 
-        A class without a label is called by its number. Raises as `run`, and
+        A class without a label is called "class 3" or the like. Raises as `run`, and
         `ValueError` if the result of this model is features.
         """
 
