@@ -5,6 +5,11 @@
 //! compiled there with its instructions. What does depend on them is a *tile*:
 //! the innermost product.
 
+// Where there are only the portable kernels, not all of it is used.
+#[cfg_attr(
+    not(any(target_arch = "aarch64", target_arch = "x86_64")),
+    allow(dead_code, unused_imports, unused_macros)
+)]
 pub(crate) mod common;
 pub(crate) mod portable;
 
