@@ -1,6 +1,6 @@
 //! Every export in the folder `TPVIT_EXPORTS`, as `tools/make_fixtures.py` writes
 //! them: imported, compared with a run of the original, and with PyTorch; or
-//! refused, if that is their name.
+//! refused, if that is their name. `TPVIT_ONLY` limits it to names with that part.
 #![cfg(feature = "onnx")]
 
 use std::path::Path;
