@@ -21,87 +21,66 @@ use tpvit_quantizer::{checkpoint, import};
 use tpvit_runtime::{Isa, Options, Session};
 use tpvit_tests::{fixture, gradient, noise, root};
 
-/// An architecture, and models of it: where they come from, and files.
+/// An architecture, and models of it in `quantizer/tests/fixtures/checkpoints`: each a
+/// folder with `model.safetensors` and the exports of the same weights.
 struct Row {
     name: &'static str,
-    sources: &'static [(&'static str, &'static [&'static str])],
+    timm: &'static [&'static str],
+    hugging_face: &'static [&'static str],
 }
-
-const TORCHSCRIPT: &str = "TorchScript";
-const DYNAMO: &str = "dynamo";
-const HUGGING_FACE: &str = "Hugging Face";
-const SAFETENSORS: &str = "safetensors";
 
 const ROWS: &[Row] = &[
     Row {
         name: "ViT, DeiT",
-        sources: &[
-            (
-                TORCHSCRIPT,
-                &["vit.opset14.onnx", "vit.opset17.onnx", "vit.opset20.onnx"],
-            ),
-            (DYNAMO, &["vit.opset18.dynamo.onnx"]),
-            (HUGGING_FACE, &["hf_vit.opset18.dynamo.onnx"]),
-            (SAFETENSORS, &["timm_vit", "hf_vit"]),
-        ],
+        timm: &["timm_vit"],
+        hugging_face: &["hf_vit"],
     },
     Row {
         name: "DeiT, distilled",
-        sources: &[
-            (TORCHSCRIPT, &["deit_distilled.opset17.onnx"]),
-            (HUGGING_FACE, &["checkpoints/hf_deit/model.onnx"]),
-            (SAFETENSORS, &["timm_deit_distilled", "hf_deit"]),
-        ],
+        timm: &["timm_deit_distilled"],
+        hugging_face: &["hf_deit"],
     },
     Row {
-        name: "mean pooling, no class token",
-        sources: &[
-            (TORCHSCRIPT, &["vit_gap.opset17.onnx"]),
-            (SAFETENSORS, &["timm_vit_gap"]),
-        ],
+        name: "ViT, mean pooling, no class token",
+        timm: &["timm_vit_gap"],
+        hugging_face: &[],
     },
     Row {
-        name: "QK-norm",
-        sources: &[(TORCHSCRIPT, &["vit_qknorm.opset17.onnx"])],
+        name: "ViT, QK-norm",
+        timm: &["timm_vit_qk_norm"],
+        hugging_face: &[],
     },
     Row {
-        name: "CLIP-style norm before the blocks",
-        sources: &[
-            (DYNAMO, &["vit_norm_pre.opset18.dynamo.onnx"]),
-            (SAFETENSORS, &["timm_clip"]),
-        ],
+        name: "CLIP's tower: norm before the blocks",
+        timm: &["timm_clip"],
+        hugging_face: &[],
     },
     Row {
-        name: "DINOv2: LayerScale, registers, SwiGLU, features",
-        sources: &[
-            (
-                TORCHSCRIPT,
-                &["vit_layerscale.opset17.onnx", "dinov2_giant.opset20.onnx"],
-            ),
-            (DYNAMO, &["vit_layerscale.opset18.dynamo.onnx"]),
-            (
-                SAFETENSORS,
-                &["timm_dinov2_registers", "timm_dinov2_features"],
-            ),
-        ],
+        name: "DINOv2: LayerScale, features or classifier",
+        timm: &["timm_dinov2_features"],
+        hugging_face: &["hf_dinov2", "hf_dinov2_classifier"],
+    },
+    Row {
+        name: "DINOv2 with registers",
+        timm: &["timm_dinov2_registers"],
+        hugging_face: &[],
+    },
+    Row {
+        name: "DINOv2, SwiGLU",
+        timm: &[],
+        hugging_face: &["hf_dinov2_swiglu"],
     },
     Row {
         name: "Swin",
-        sources: &[
-            (TORCHSCRIPT, &["swin.opset17.onnx"]),
-            (DYNAMO, &["swin_wide.opset18.dynamo.onnx"]),
-            (HUGGING_FACE, &["hf_swin.opset17.onnx"]),
-            (
-                SAFETENSORS,
-                &["timm_swin", "timm_swin_rectangle", "hf_swin"],
-            ),
-        ],
+        timm: &["timm_swin", "timm_swin_rectangle"],
+        hugging_face: &["hf_swin"],
     },
 ];
 
-const WIDTHS: [BitWidth; 4] = [BitWidth::B8, BitWidth::B6, BitWidth::B4, BitWidth::B3];
+/// Exports by their names.
+const EXPORTS: [&str; 4] = ["opset14", "opset17", "opset20", "opset18.dynamo"];
 
-const SOURCES: [&str; 4] = [TORCHSCRIPT, DYNAMO, HUGGING_FACE, SAFETENSORS];
+const WIDTHS: [BitWidth; 4] = [BitWidth::B8, BitWidth::B6, BitWidth::B4, BitWidth::B3];
 
 /// Instruction sets of the table, and whether this test can run them.
 const X86: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
@@ -110,24 +89,25 @@ const X86: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
 fn every_cell_of_the_readme() {
     let mut table = vec![
         format!(
-            "| architecture | {} | W8A8, W6A6, W4A4, W3A3 on {} | on neon, dotprod, i8mm |",
-            SOURCES.join(" | "),
+            "| architecture | timm's ONNX | Hugging Face's ONNX | safetensors | W8A8, W6A6, W4A4, W3A3 on {} | on neon, dotprod, i8mm |",
             X86.map(Isa::name).join(", ")
         ),
-        format!("|---|{}", "---|".repeat(SOURCES.len() + 2)),
+        "|---|---|---|---|---|---|".to_owned(),
     ];
     for row in ROWS {
-        for (source, files) in row.sources {
-            for file in *files {
-                run(*source == SAFETENSORS, file);
+        let [timm, hugging_face] = [row.timm, row.hugging_face].map(|folders| {
+            for folder in folders {
+                run(folder, None);
             }
-        }
-        let cell = |source: &&str| match row.sources.iter().find(|(name, _)| name == source) {
-            Some((_, files)) => versions(files),
-            None => "–".to_owned(),
-        };
-        let cells: Vec<String> = SOURCES.iter().map(cell).collect();
-        table.push(format!("| {} | {} | ✓ | ✓ |", row.name, cells.join(" | ")));
+            let of = |export: &&str| folders.iter().any(|folder| run(folder, Some(export)));
+            EXPORTS.into_iter().filter(of).collect::<Vec<_>>()
+        });
+        table.push(format!(
+            "| {} | {} | {} | ✓ | ✓ | ✓ |",
+            row.name,
+            exports(&timm),
+            exports(&hugging_face)
+        ));
     }
     for isa in X86.into_iter().filter(|isa| !isa.is_available()) {
         println!("not run: this machine has no {}", isa.name());
@@ -135,34 +115,42 @@ fn every_cell_of_the_readme() {
     compare(&(table.join("\n") + "\n"));
 }
 
-/// Operator sets, where the names of files have them.
-fn versions(files: &[&str]) -> String {
-    let mut found: Vec<&str> = files
-        .iter()
-        .filter_map(|file| file.split_once("opset")?.1.split('.').next())
-        .collect();
-    found.dedup();
-    match found.is_empty() {
-        true => "✓".to_owned(),
-        false => format!("✓ opset {}", found.join(", ")),
+/// What a cell says of these exports.
+fn exports(found: &[&str]) -> String {
+    let sets = |dynamo: bool| {
+        let own = found
+            .iter()
+            .filter(|name| name.ends_with("dynamo") == dynamo);
+        let set = own.map(|name| &name["opset".len()..][..2]);
+        set.collect::<Vec<_>>().join(", ")
+    };
+    let list = [("TorchScript", sets(false)), ("dynamo", sets(true))];
+    let known = list.into_iter().filter(|(_, sets)| !sets.is_empty());
+    let known: Vec<String> = known.map(|(name, sets)| format!("{name} {sets}")).collect();
+    match known.is_empty() {
+        true => "–".to_owned(),
+        false => known.join("; "),
     }
 }
 
-/// Imports, quantizes at every width, and runs on every instruction set here.
-fn run(safetensors: bool, file: &str) {
-    let (program, mut weights) = match safetensors {
-        true => {
-            let folder = fixture("checkpoints").join(file);
-            let loaded = checkpoint::load(
-                &folder.join("model.safetensors"),
-                &folder.join("config.json"),
-            );
-            let loaded = loaded.unwrap_or_else(|error| panic!("{file}: {error}"));
+/// Imports an export of a model, or its safetensors, quantizes at every width, and
+/// runs on every instruction set here. False if there is no such export.
+fn run(folder: &str, export: Option<&str>) -> bool {
+    let path = fixture("checkpoints").join(folder);
+    let (program, mut weights) = match export {
+        None => {
+            let model = path.join("model.safetensors");
+            let loaded = checkpoint::load(&model, &path.join("config.json"));
+            let loaded = loaded.unwrap_or_else(|error| panic!("{folder}: {error}"));
             (loaded.program, loaded.weights)
         }
-        false => {
-            let imported = import::load(fixture(file), false);
-            let imported = imported.unwrap_or_else(|error| panic!("{file}: {error}"));
+        Some(export) => {
+            let path = path.join(format!("{export}.onnx"));
+            if !path.is_file() {
+                return false; // the exporter cannot write it
+            }
+            let imported = import::load(&path, false);
+            let imported = imported.unwrap_or_else(|error| panic!("{folder} {export}: {error}"));
             (imported.program, imported.weights)
         }
     };
@@ -183,9 +171,13 @@ fn run(safetensors: bool, file: &str) {
             .map(|isa| result(&model, isa, &pictures[1]))
             .collect();
         for (result, isa) in results.iter().zip(X86) {
-            assert_eq!(*result, results[0], "{file} W{bits:?} on {isa:?}");
+            assert_eq!(
+                *result, results[0],
+                "{folder} {export:?} W{bits:?} on {isa:?}"
+            );
         }
     }
+    true
 }
 
 fn quantized(
