@@ -117,6 +117,8 @@ hugging_face("hf_vit", hf.ViTForImageClassification(hf.ViTConfig(**SMALL, **labe
 hugging_face("hf_deit", hf.DeiTForImageClassificationWithTeacher(hf.DeiTConfig(**SMALL, **labels)))
 hugging_face("hf_dinov2", hf.Dinov2Model(hf.Dinov2Config(**dinov2)))
 hugging_face("hf_dinov2_swiglu", hf.Dinov2Model(hf.Dinov2Config(use_swiglu_ffn=True, **dinov2)))
+registers = hf.Dinov2WithRegistersConfig(**dinov2)
+hugging_face("hf_dinov2_registers", hf.Dinov2WithRegistersModel(registers))
 classifier = hf.Dinov2ForImageClassification(hf.Dinov2Config(num_labels=7, **dinov2))
 hugging_face("hf_dinov2_classifier", classifier)
 hugging_face("hf_swin", hf.SwinForImageClassification(hf.SwinConfig(num_labels=7, **swin)))

@@ -63,7 +63,7 @@ const ROWS: &[Row] = &[
     Row {
         name: "DINOv2 with registers",
         timm: &["timm_dinov2_registers"],
-        hugging_face: &[],
+        hugging_face: &["hf_dinov2_registers"],
     },
     Row {
         name: "DINOv2, SwiGLU",
