@@ -182,7 +182,7 @@ fn stage(
         path: tensors.path(),
         tensor: format!("layers.{index}.blocks.0.norm1.weight"),
     })?;
-    if (0..2).any(|i| grid[i] % window[i] != 0) {
+    if (0..2).any(|i| !grid[i].is_multiple_of(window[i])) {
         let problem = format!(
             "leads to a grid of {grid:?} in stage {index}, which is no whole windows of {window:?}: choose an image size that is (padded windows are not supported)"
         );
