@@ -550,6 +550,10 @@ impl Needs {
                 let shapes = match window {
                     None => vec![whole],
                     Some(window) => {
+                        if bias.is_some() && window.largest() > MAX_BIASED_TOKENS {
+                            let what = "a position bias of windows of more than 1024 tokens";
+                            return Err(SessionError::Unsupported { op: index, what });
+                        }
                         let cells = CellKind::of(&window);
                         self.constants += cells
                             .iter()
@@ -1049,6 +1053,10 @@ impl CellKind {
         out
     }
 }
+
+/// The most tokens of a window with a position bias: a file has some `4 n` numbers of it
+/// for a head, a session `n^2`, which a small file must not make large.
+const MAX_BIASED_TOKENS: usize = 1024;
 
 /// The nearest integer to `bias / unit`, half to even, within [`MAX_BIAS`].
 fn integer_bias(bias: f32, unit: f64) -> i32 {

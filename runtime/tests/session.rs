@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tpvit_kernels::ShiftForm;
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{
-    BitWidth, BufferId, FileHead, Model, Op, ReadError, SoftmaxQuant, TensorReader, write,
+    BitWidth, BufferId, FileHead, Model, Op, ReadError, Readout, SoftmaxQuant, TensorReader, swin,
+    write,
 };
 use tpvit_runtime::{
     AttentionMethod, Isa, LoadError, MemoryPlan, Observer, Options, RunError, Session,
@@ -535,6 +536,28 @@ fn codes_between_the_powers_of_two_do_not_shift() {
         matches!(error, Some(SessionError::Unsupported { op: 3, .. })),
         "{error:?}"
     );
+}
+
+/// 33 by 33 tokens have 4225 numbers in the file and 1.2 million in a session.
+#[test]
+fn a_position_bias_of_huge_windows_is_refused() {
+    let side = 33;
+    let mut config = swin::Config::tiny([4 * side; 2], 3);
+    config.stages.truncate(1);
+    config.stages[0].depth = 1;
+    config.stages[0].window = [side; 2];
+    config.readout = Readout::Tokens;
+    config.classes = 0;
+    for (window, refused) in [(side, true), (side / 3, false)] {
+        config.stages[0].window = [window; 2];
+        let softmax = synthetic::row_max_softmax(BitWidth::B3);
+        let program = swin::program(&config);
+        let data = synthetic::model(program, BitWidth::B3, BitWidth::B3, &softmax, 1);
+        let bytes = write(&data).expect("a valid model");
+        let model = Model::parse(&bytes).expect("a valid file");
+        let plan = MemoryPlan::new(&model, &Options::default());
+        assert_eq!(plan.is_err(), refused, "windows of {window}: {plan:?}");
+    }
 }
 
 #[test]
