@@ -25,6 +25,8 @@ mod joint;
 mod math;
 mod network;
 mod params;
+#[cfg(all(test, feature = "onnx"))]
+mod pytorch;
 mod resume;
 #[cfg(test)]
 mod tests;
