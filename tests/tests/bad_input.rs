@@ -261,7 +261,7 @@ fn what_is_not_onnx() {
     let dir = folder.path("pictures");
     folder.refuses(
         &mut folder.quantize(&dir),
-        &["pictures", "not a regular file"],
+        &["pictures", "is a folder, not a model file"],
     );
 }
 
