@@ -1,6 +1,5 @@
 //! A model made ready for one CPU, and the memory it runs in.
 
-use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,7 +15,7 @@ use tpvit_models::{ReadError, TensorReader};
 
 use crate::compile::{Layout, TensorSource};
 use crate::exec::{Lane, Memory, Network};
-use crate::lanes::{Exchange, Team};
+use crate::lanes::{Exchange, Handle, Team};
 
 /// How attention codes meet values; both give the same integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +236,7 @@ impl Observer for () {
 /// Holds all it needs; the file's bytes may be dropped. With several threads,
 /// all but the caller's wait between pictures and end with the session.
 pub struct Session {
-    network: Arc<Network>,
+    network: Handle<Network>,
     /// Lane 0's.
     memory: Memory,
     /// The other lanes, if there are any.
@@ -288,7 +287,7 @@ impl Session {
         let kernels = kernels(options)?;
         let layout = Layout::new(info, kernels, options)?;
         let steps = layout.steps(info, tensors, kernels);
-        let network = Arc::new(Network {
+        let network = Handle::new(Network {
             kernels,
             program: info.program().clone(),
             sizes: layout.sizes,
