@@ -301,6 +301,11 @@ pub(crate) struct Layout {
     attention: AttentionMethod,
 }
 
+/// Bounds of what an operation and a lane take beside their numbers; `tests/no_alloc.rs`
+/// and `bare/run.sh` hold them.
+const OP_BYTES: usize = 2048;
+const LANE_BYTES: usize = 4096;
+
 /// How much memory each lane has, and all together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
@@ -392,6 +397,7 @@ impl Layout {
             scratch_bytes: sizes.lanes * (sizes.scratch_len + sizes.sums_len * size_of::<i32>()),
             weight_bytes: self.weight_bytes,
             constant_bytes: self.constant_bytes,
+            description_bytes: OP_BYTES * self.rows.len() + LANE_BYTES * sizes.lanes,
         }
     }
 

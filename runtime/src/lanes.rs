@@ -17,6 +17,13 @@
 
 use core::ops::Range;
 
+/// What all lanes hold. With one there is nothing to count, and no atomics are asked
+/// of the CPU.
+#[cfg(not(feature = "std"))]
+pub(crate) use alloc::boxed::Box as Handle;
+#[cfg(feature = "std")]
+pub(crate) use alloc::sync::Arc as Handle;
+
 #[cfg(feature = "std")]
 pub(crate) use crate::team::{Exchange, Shared, Team};
 
@@ -58,8 +65,6 @@ pub(crate) enum Part<'a> {
 /// these have no values.
 #[cfg(not(feature = "std"))]
 mod alone {
-    use alloc::sync::Arc;
-
     use super::Part;
     use crate::exec::Network;
 
@@ -107,7 +112,7 @@ mod alone {
     pub(crate) enum Team {}
 
     impl Team {
-        pub(crate) fn start(_: &Arc<Network>) -> Option<Team> {
+        pub(crate) fn start(_: &Network) -> Option<Team> {
             None
         }
 

@@ -1,6 +1,5 @@
 //! A model made ready for one CPU, and the memory it runs in.
 
-use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,7 +15,7 @@ use tpvit_models::{ReadError, TensorReader};
 
 use crate::compile::{Layout, TensorSource};
 use crate::exec::{Lane, Memory, Network};
-use crate::lanes::{Exchange, Team};
+use crate::lanes::{Exchange, Handle, Team};
 
 /// How attention codes meet values; both give the same integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +32,9 @@ pub enum AttentionMethod {
 pub struct Options {
     /// The instruction set; `None` takes the best one of this CPU.
     pub isa: Option<Isa>,
+    /// These kernels instead of those of `isa`: where a build without `std` cannot ask
+    /// the CPU, [`Kernels::assume`] has them.
+    pub kernels: Option<&'static Kernels>,
     /// Threads, at least 1; only 1 without `std`.
     pub threads: usize,
     /// How attention codes meet values.
@@ -46,6 +48,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             isa: None,
+            kernels: None,
             threads: 1,
             attention: AttentionMethod::Decode,
             all_rows: false,
@@ -186,11 +189,23 @@ pub struct MemoryPlan {
     pub scratch_bytes: usize,
     /// Weight codes in the order of this CPU.
     pub weight_bytes: usize,
-    /// Scales, biases, LayerNorm gains, embeddings, thresholds.
+    /// Scales, biases, LayerNorm gains, embeddings, thresholds; 4 bytes less for each
+    /// output of a layer whose zero points are all the centre, which only its values say.
     pub constant_bytes: usize,
+    /// A bound of the rest: the program and its names, where each operation reads and
+    /// writes, what an allocator's user loses at a block's ends, what a thread takes,
+    /// and what only exists while the session is made.
+    pub description_bytes: usize,
 }
 
 impl MemoryPlan {
+    /// A bound of the stack that parsing a file in memory, making a session and running
+    /// it take on the caller's thread, whatever the model and the instruction set.
+    ///
+    /// Measured, not derived: `runtime/tests/stack.rs` does all of it in a thread that
+    /// has no more, `bare/run.sh` without an operating system.
+    pub const STACK_BYTES: usize = 64 * 1024;
+
     /// What a session of `model` with `options` will allocate.
     ///
     /// # Errors
@@ -204,9 +219,14 @@ impl MemoryPlan {
         self.float_bytes + self.code_bytes + self.scratch_bytes
     }
 
-    /// All of it.
+    /// Arena, weights and constants.
     pub fn total_bytes(&self) -> usize {
         self.arena_bytes() + self.weight_bytes + self.constant_bytes
+    }
+
+    /// A bound of the heap that a session takes, while it is made and afterwards.
+    pub fn heap_bytes(&self) -> usize {
+        self.total_bytes() + self.description_bytes
     }
 }
 
@@ -237,7 +257,7 @@ impl Observer for () {
 /// Holds all it needs; the file's bytes may be dropped. With several threads,
 /// all but the caller's wait between pictures and end with the session.
 pub struct Session {
-    network: Arc<Network>,
+    network: Handle<Network>,
     /// Lane 0's.
     memory: Memory,
     /// The other lanes, if there are any.
@@ -288,7 +308,7 @@ impl Session {
         let kernels = kernels(options)?;
         let layout = Layout::new(info, kernels, options)?;
         let steps = layout.steps(info, tensors, kernels);
-        let network = Arc::new(Network {
+        let network = Handle::new(Network {
             kernels,
             program: info.program().clone(),
             sizes: layout.sizes,
@@ -432,9 +452,10 @@ fn in_lane_0(
 }
 
 fn kernels(options: &Options) -> Result<&'static Kernels, SessionError> {
-    match options.isa {
-        None => Ok(Kernels::best()),
-        Some(isa) => Kernels::for_isa(isa).ok_or(SessionError::IsaUnavailable { isa }),
+    match (options.kernels, options.isa) {
+        (Some(kernels), _) => Ok(kernels),
+        (None, None) => Ok(Kernels::best()),
+        (None, Some(isa)) => Kernels::for_isa(isa).ok_or(SessionError::IsaUnavailable { isa }),
     }
 }
 

@@ -48,19 +48,15 @@ fn check(model: &Model<'_>, options: &Options) {
     let mut session = Session::new(model, options).expect("runs here");
     let made = making.change();
     let kept = made.bytes_allocated - made.bytes_deallocated;
-    // Beyond the plan there are only the program's description (names, steps), the
-    // slack of growing vectors and what a thread takes: a few hundred bytes for each
-    // of its operations, and a few thousand for each thread.
-    let slack = 2048 * session.program().ops.len() + 4096 * options.threads;
     assert!(
         kept >= plan.total_bytes(),
         "kept {kept} bytes, planned {}",
         plan.total_bytes()
     );
     assert!(
-        kept <= plan.total_bytes() + slack,
-        "kept {kept}, planned {}",
-        plan.total_bytes()
+        kept <= plan.heap_bytes(),
+        "kept {kept}, planned at most {}",
+        plan.heap_bytes()
     );
 
     let [height, width] = session.program().image;

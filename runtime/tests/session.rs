@@ -12,7 +12,7 @@ use tpvit_models::{
     write,
 };
 use tpvit_runtime::{
-    AttentionMethod, Isa, LoadError, MemoryPlan, Observer, Options, RunError, Session,
+    AttentionMethod, Isa, Kernels, LoadError, MemoryPlan, Observer, Options, RunError, Session,
     SessionError, View,
 };
 
@@ -142,7 +142,7 @@ fn same_everywhere(bytes: &[u8], methods: &[AttentionMethod], name: &str) {
                     isa: Some(isa),
                     threads,
                     attention,
-                    all_rows: false,
+                    ..Options::default()
                 };
                 assert_eq!(
                     logits(bytes, &options, &picture),
@@ -572,4 +572,18 @@ fn an_instruction_set_that_is_not_here_is_refused() {
         let error = Session::new(&model, &options).err();
         assert_eq!(error, Some(SessionError::IsaUnavailable { isa }));
     }
+}
+
+#[test]
+fn kernels_that_are_given_win_over_an_instruction_set() {
+    let bytes = file(BitWidth::B8, BitWidth::B8, &softmaxes()[0]);
+    let model = Model::parse(&bytes).expect("a valid file");
+    let options = Options {
+        isa: Isa::ALL.into_iter().find(|isa| !isa.is_available()),
+        kernels: Kernels::for_isa(Isa::Portable),
+        ..Options::default()
+    };
+    let session = Session::new(&model, &options).expect("runs here");
+    assert_eq!(session.isa(), Isa::Portable);
+    assert!(MemoryPlan::new(&model, &options).is_ok());
 }

@@ -53,7 +53,7 @@ fn header(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> String {
          input        {} x {} pixels, RGB; {}\n\
          {}\n\
          work         {:.1} MMAC in {} operations\n\
-         memory here  arena {}, weights {}, constants {}\n",
+         memory here  arena {}, weights {}, constants {}; at most {} of heap, {} of stack\n",
         bytes(len),
         program.image[0],
         program.image[1],
@@ -64,6 +64,8 @@ fn header(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> String {
         bytes(plan.arena_bytes()),
         bytes(plan.weight_bytes),
         bytes(plan.constant_bytes),
+        bytes(plan.heap_bytes()),
+        bytes(MemoryPlan::STACK_BYTES),
     )
 }
 
@@ -235,6 +237,8 @@ fn describe(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> serde_json::Val
             "arena_bytes": plan.arena_bytes(),
             "weight_bytes": plan.weight_bytes,
             "constant_bytes": plan.constant_bytes,
+            "heap_bytes_at_most": plan.heap_bytes(),
+            "stack_bytes_at_most": MemoryPlan::STACK_BYTES,
         },
         "sections": model.sections().iter().map(|s| json!({
             "name": s.kind.to_string(), "offset": s.offset, "length": s.len,
