@@ -260,6 +260,11 @@ fn every_architecture_can_be_inspected_and_timed() {
             told["median_ms"].as_f64().is_some_and(|ms| ms > 0.0),
             "{name}"
         );
+        let profile = told["profile"].as_array().expect("a list");
+        assert!(
+            profile.iter().all(|kind| kind["ms"].is_f64()),
+            "{name}: {told}"
+        );
         assert!(succeeds(&mut bench(&[])).contains("median"), "{name}");
     }
 }
