@@ -673,7 +673,7 @@ impl Summary<'_> {
              {}: W{}A{}{}, attention {:?}\n\
              preprocessing  {}\n\
              calibration    {} pictures{skipped}\n\
-             size           {} as ONNX, {} in f32, {} now ({:.1} times smaller than f32)\n\
+             size           {} as it came, {} in f32, {} now ({:.1} times smaller than f32)\n\
              time           {}\n{report}",
             table.render(),
             self.args.output.display(),
