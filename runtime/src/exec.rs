@@ -508,17 +508,10 @@ impl Run<'_> {
             scratch: &mut self.memory.scratch,
             out,
         };
-        let head_dim = work.shape.head_dim;
         let count = work.heads.len();
         let Some(exchange) = self.exchange else {
             for head in 0..count {
-                let keys_values = KeysValues {
-                    rows: qkv,
-                    row_stride: 3 * d,
-                    lines: Lines::ONE,
-                    k_col: d + head * head_dim,
-                    v_col: 2 * d + head * head_dim,
-                };
+                let keys_values = own_keys_values(work, head, qkv);
                 // Still in a near cache while its queries pass.
                 self.kernels
                     .attention_pack(&work.shape, &keys_values, packed);
@@ -538,13 +531,7 @@ impl Run<'_> {
         let own_heads = share(count, self.index, self.lanes);
         for head in own_heads {
             exchange.pack_head(head, |rows, packed| {
-                let keys_values = KeysValues {
-                    rows: &rows[..work.shape.tokens * 2 * head_dim],
-                    row_stride: 2 * head_dim,
-                    lines: Lines::ONE,
-                    k_col: 0,
-                    v_col: head_dim,
-                };
+                let keys_values = given_keys_values(work, rows);
                 let packed = &mut packed[..work.pack_len];
                 self.kernels
                     .attention_pack(&work.shape, &keys_values, packed);
@@ -562,7 +549,6 @@ impl Run<'_> {
     /// Attention in cells: each lane packs those that its rows lie in.
     fn window_attention(&mut self, work: &Attention, groups: &[CellGroup]) {
         let d = self.cols;
-        let head_dim = work.shape.head_dim;
         let own = work.qkv.start..work.qkv.start + self.own.len() * 3 * d;
         let queries = self.part(&work.qkv, 3 * d);
         let queries = queries.start - own.start..queries.end - own.start;
@@ -589,13 +575,7 @@ impl Run<'_> {
         let count = work.heads.len();
         let Some(exchange) = self.exchange else {
             for head in 0..count {
-                let keys_values = KeysValues {
-                    rows: qkv,
-                    row_stride: 3 * d,
-                    lines: Lines::ONE,
-                    k_col: d + head * head_dim,
-                    v_col: 2 * d + head * head_dim,
-                };
+                let keys_values = own_keys_values(work, head, qkv);
                 attend(head, &keys_values);
             }
             return;
@@ -611,13 +591,7 @@ impl Run<'_> {
         exchange.meet();
         for head in 0..count {
             exchange.head(head, |rows| {
-                let keys_values = KeysValues {
-                    rows: &rows[..work.shape.tokens * 2 * head_dim],
-                    row_stride: 2 * head_dim,
-                    lines: Lines::ONE,
-                    k_col: 0,
-                    v_col: head_dim,
-                };
+                let keys_values = given_keys_values(work, rows);
                 attend(head, &keys_values);
             });
         }
@@ -643,6 +617,31 @@ impl Run<'_> {
             exchange.floats(|rows| out.copy_from_slice(&rows[..out.len()]));
         }
         exchange.meet(); // before the next row is put in its place
+    }
+}
+
+/// One head's keys and values where they lie in the rows `qkv` of all tokens.
+fn own_keys_values<'a>(work: &Attention, head: usize, qkv: &'a [u8]) -> KeysValues<'a> {
+    let head_dim = work.shape.head_dim;
+    let d = work.heads.len() * head_dim;
+    KeysValues {
+        rows: qkv, // [tokens, 3 * d]
+        row_stride: 3 * d,
+        lines: Lines::ONE,
+        k_col: d + head * head_dim,
+        v_col: 2 * d + head * head_dim,
+    }
+}
+
+/// One head's keys and values as [`give_heads`] puts them at the start of `rows`.
+fn given_keys_values<'a>(work: &Attention, rows: &'a [u8]) -> KeysValues<'a> {
+    let (tokens, head_dim) = (work.shape.tokens, work.shape.head_dim);
+    KeysValues {
+        rows: &rows[..tokens * 2 * head_dim], // [tokens, 2 * head_dim]
+        row_stride: 2 * head_dim,
+        lines: Lines::ONE,
+        k_col: 0,
+        v_col: head_dim,
     }
 }
 
