@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${TPVIT_DATA:?set it to the folder of models and pictures}"
 models=${1:-vit_ti16_imagenet vit_ti14_cifar10}
 widths=${2:-6,6 4,4 4,8 3,8 3,3}
-arms=${3:-rounding sos tp-vit tp-vit+row-max tp-vit+rotation tp-vit+codebooks tp-vit+all glf qdrop closed-form everything}
+arms=${3:-rounding sos tp-vit tp-vit-r1 tp-vit-r2 tp-vit+adaround tp-vit+row-max tp-vit+rotation tp-vit+codebooks tp-vit+all glf qdrop qdrop+adaround closed-form everything everything+aph everything+adaround}
 effort=${EFFORT:-balanced}
 seeds=${SEEDS:-0}
 out=$(mktemp -d)
@@ -32,6 +32,10 @@ flags() {
     rounding) echo "${plain[@]}" --softmax tulq --effort fast ;;
     sos) echo "${plain[@]}" --softmax sulq --effort "$effort" --recipe sos ;;
     tp-vit) echo "${plain[@]}" --softmax tulq --effort "$effort" --recipe tp-vit ;;
+    tp-vit-r1) echo "${plain[@]}" --softmax tulq --effort "$effort" --recipe tp-vit --transition step ;;
+    tp-vit-r2) echo "${plain[@]}" --softmax tulq --effort "$effort" --recipe tp-vit --decline none ;;
+    tp-vit+adaround)
+      echo "${plain[@]}" --softmax tulq --effort "$effort" --recipe tp-vit --rounding adaround ;;
     tp-vit+row-max) echo "${plain[@]}" --softmax row-max --effort "$effort" --recipe tp-vit ;;
     tp-vit+rotation)
       echo --method calibrate --rotate query-key --normed-code uniform --hidden-code uniform \
@@ -43,7 +47,10 @@ flags() {
       echo --method calibrate "${codebooks[@]}" --softmax row-max --effort "$effort" --recipe tp-vit ;;
     glf | qdrop) echo --effort "$effort" --recipe "$1" ;;
     closed-form) echo --effort fast ;;
+    qdrop+adaround) echo --effort "$effort" --recipe qdrop --rounding adaround ;;
     everything) echo --effort "$effort" ;;
+    everything+aph) echo --effort "$effort" --importance aph ;;
+    everything+adaround) echo --effort "$effort" --rounding adaround ;;
     *) echo "no arm \"$1\"" >&2; exit 2 ;;
   esac
 }

@@ -12,7 +12,7 @@ use tpvit_models::{BitWidth, Interpolation, Model, Preprocess, Resize, synthetic
 use tpvit_quantizer::calibration::{Compensation, ObserveSettings, Settings, distance_name};
 use tpvit_quantizer::pictures;
 use tpvit_quantizer::pipeline::{Job, quantize};
-use tpvit_quantizer::reconstruct::{Effort, Recipe, Settings as Training};
+use tpvit_quantizer::reconstruct::{Choices, Effort, Recipe, Settings as Training};
 use tpvit_quantizer::report::{ReportData, Run, page};
 use tpvit_quantizer::weights::Weights;
 use tpvit_runtime::{Options, Session};
@@ -283,7 +283,8 @@ fn features_are_quantized_by_their_own_distance() {
         (i < 16).then(|| (0..height * width * 3).map(|p| wave(p).round()).collect())
     };
     let bits = BitWidth::B4;
-    let mut training = Training::new(Recipe::Best, Effort::Balanced, bits, 1);
+    let choices = Choices::new(Recipe::Best, Effort::Balanced, 1);
+    let mut training = Training::new(&choices, bits);
     training.joint.as_mut().expect("joint training").steps = 30;
     let job = Job {
         settings: Settings::new(bits, bits),

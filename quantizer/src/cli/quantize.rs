@@ -200,7 +200,7 @@ enum ObserverArg {
     Mse,
 }
 
-fn parse_bits(text: &str) -> Result<BitWidth, String> {
+pub(crate) fn parse_bits(text: &str) -> Result<BitWidth, String> {
     match text {
         "8" => Ok(BitWidth::B8),
         "6" => Ok(BitWidth::B6),
@@ -357,14 +357,15 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let labelled = args
         .report
         .labelled(&args.calibration, &paths, classes, &mut warnings)?;
-    let training = args.effort.effort(&settings, paths.len());
+    let training = args
+        .effort
+        .choices(&settings, paths.len(), args.method.seed)?;
     let mut job = Job {
         settings,
         observe: args.method.observe(),
         compensation: args.method.compensation(),
-        reconstruction: training.map(|(effort, recipe)| {
-            reconstruct::Settings::new(recipe, effort, args.method.weight_bits, args.method.seed)
-        }),
+        reconstruction: training
+            .map(|choices| reconstruct::Settings::new(&choices, args.method.weight_bits)),
         preprocess,
         labels,
         source,

@@ -1,6 +1,7 @@
 //! `--effort`, `--resume`, and what is shown while training.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -9,13 +10,16 @@ use indicatif::ProgressBar;
 use tpvit_models::BitWidth;
 use tpvit_quantizer::calibration::Settings;
 use tpvit_quantizer::pipeline::{Observer, Stage};
-use tpvit_quantizer::reconstruct::{Effort, FEWEST_PICTURES, Recipe};
+use tpvit_quantizer::reconstruct::{
+    Choices, Effort, FEWEST_PICTURES, Importance, Recipe, Rounding,
+};
 use tpvit_quantizer::report::duration;
 
 use super::output::{tell, write_whole};
+use super::quantize::parse_bits;
 
 /// How hard to try.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Training")]
 pub(crate) struct EffortArgs {
     /// How much work goes into weights and scales; times are for a ViT-Ti/16 on two cores, and
@@ -26,6 +30,22 @@ pub(crate) struct EffortArgs {
     /// Which training
     #[arg(long, value_enum, default_value = "best")]
     recipe: RecipeArg,
+    /// Steps of training in place of the effort's; time goes with them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: Option<u32>,
+    /// How weights find their codes while they are trained
+    #[arg(long, value_enum, default_value = "straight-through")]
+    rounding: RoundingArg,
+    /// What the losses at the blocks look at
+    #[arg(long, value_enum, default_value = "alike")]
+    importance: ImportanceArg,
+    /// With --recipe tp-vit, the widths of the weights before their last [default: 6,4 for 3 bits,
+    /// 8,6 for 4, 8 for 6]; `none` goes straight to the last
+    #[arg(long, value_name = "BITS,...")]
+    decline: Option<Decline>,
+    /// With --recipe tp-vit, what a transition weight is
+    #[arg(long, value_enum, value_name = "WHAT")]
+    transition: Option<TransitionArg>,
     /// Go on where an interrupted run with the same arguments stopped
     #[arg(long)]
     resume: bool,
@@ -56,16 +76,88 @@ enum RecipeArg {
     Qdrop,
 }
 
+/// How weights find their codes.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RoundingArg {
+    /// The nearest code; gradients pass straight through
+    StraightThrough,
+    /// AdaRound: of the two nearest codes, which one is learnt
+    Adaround,
+}
+
+/// What counts in the losses at the units.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ImportanceArg {
+    /// Every channel of a block's output alike
+    Alike,
+    /// APHQ-ViT: each channel by its average perturbation Hessian
+    Aph,
+}
+
+/// What a transition weight is.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TransitionArg {
+    /// A mixture of two widths, which moves from the wider to the narrower
+    Blend,
+    /// Where training at the wider width ended, and at the narrower begins
+    Step,
+}
+
+/// `8,6,4`, or `none`.
+#[derive(Clone)]
+struct Decline(Vec<BitWidth>);
+
+impl FromStr for Decline {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let widths: Vec<BitWidth> = match text {
+            "none" => Vec::new(),
+            _ => text.split(',').map(parse_bits).collect::<Result<_, _>>()?,
+        };
+        match widths.is_sorted_by(|a, b| a > b) {
+            true => Ok(Decline(widths)),
+            false => Err("each width has to be less than the one before".into()),
+        }
+    }
+}
+
 impl EffortArgs {
     /// What to train and how long, or `None` for no training, with so many pictures.
-    pub(crate) fn effort(&self, settings: &Settings, pictures: usize) -> Option<(Effort, Recipe)> {
+    ///
+    /// # Errors
+    /// Flags that contradict each other.
+    pub(crate) fn choices(
+        &self,
+        settings: &Settings,
+        pictures: usize,
+        seed: u64,
+    ) -> Result<Option<Choices>> {
+        let of_tp_vit = self.decline.is_some() || self.transition.is_some();
+        if of_tp_vit && self.recipe != RecipeArg::TpVit {
+            bail!(
+                "--decline and --transition are of --recipe tp-vit, the only one whose widths decline"
+            );
+        }
+        if let Some(Decline(widths)) = &self.decline
+            && widths.iter().any(|&width| width <= settings.weight_bits)
+        {
+            bail!(
+                "--decline: every width has to be more than the {} bits that weights end with",
+                settings.weight_bits.bits()
+            );
+        }
         let narrow = settings.weight_bits.min(settings.act_bits) <= BitWidth::B4;
         let effort = match self.effort {
-            Some(EffortArg::Fast) => return None,
+            Some(EffortArg::Fast) if self.steps.is_some() => {
+                bail!("--effort fast trains nothing: leave out --steps, or choose another effort")
+            }
+            Some(EffortArg::Fast) => return Ok(None),
             Some(EffortArg::Balanced) => Effort::Balanced,
             Some(EffortArg::Best) => Effort::Best,
+            None if self.steps.is_some() => Effort::Balanced,
             None if narrow && pictures >= FEWEST_PICTURES => Effort::Balanced,
-            None => return None,
+            None => return Ok(None),
         };
         let recipe = match self.recipe {
             RecipeArg::Best => Recipe::Best,
@@ -74,7 +166,20 @@ impl EffortArgs {
             RecipeArg::Glf => Recipe::Glf,
             RecipeArg::Qdrop => Recipe::QDrop,
         };
-        Some((effort, recipe))
+        Ok(Some(Choices {
+            steps: self.steps,
+            rounding: match self.rounding {
+                RoundingArg::StraightThrough => Rounding::StraightThrough,
+                RoundingArg::Adaround => Rounding::AdaRound,
+            },
+            importance: match self.importance {
+                ImportanceArg::Alike => Importance::Alike,
+                ImportanceArg::Aph => Importance::Perturbation,
+            },
+            decline: self.decline.clone().map(|d| d.0),
+            blend: self.transition != Some(TransitionArg::Step),
+            ..Choices::new(recipe, effort, seed)
+        }))
     }
 
     /// The checkpoint beside `output` that the run is to resume from.

@@ -26,6 +26,7 @@
 use rayon::prelude::*;
 use tpvit_models::{BitWidth, BufferId, Program};
 
+use super::adaround::Rounding;
 use super::joint::row_weights;
 use super::network::{Drop, Network, Tape, View};
 use super::params::{Params, Rates};
@@ -257,6 +258,12 @@ impl Learner<'_> {
                     Some(_) if pass.transition => transition(at, phase.steps),
                     Some(_) => 1.0,
                 });
+                let last = i + 1 == pass.phases.len() && !pass.is_float();
+                let settled = !pass.transition || 2 * at >= phase.steps;
+                let softens = last && settled && self.task.rounding == Rounding::AdaRound;
+                if softens && !trainer.params.is_soft() {
+                    trainer.params.soften(phase.steps - at);
+                }
                 let decay = cosine(step, steps);
                 let loss = trainer.step(step, pass.rates, decay, |lane, network, slot| {
                     self.one(lane, network, slot, &local, global.as_ref())
@@ -274,6 +281,9 @@ impl Learner<'_> {
         }
         if !pass.is_float() {
             trainer.params.set_blend(1.0);
+        }
+        if trainer.params.is_soft() {
+            trainer.params.harden();
         }
         trainer.params.update(program, &mut trainer.view);
         let after = self.error(&trainer.view);
@@ -343,6 +353,7 @@ impl Learner<'_> {
             buffer: self.unit.output,
             weight: (1.0 / mean) as f32,
             rows,
+            elements: self.task.elements(self.float, self.unit),
         }
     }
 
@@ -358,6 +369,7 @@ impl Learner<'_> {
                 weight: (f64::from(self.pass.global) / self.mean_energy(self.features, &rows))
                     as f32,
                 rows,
+                elements: Vec::new(),
             }
         })
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tpvit_models::{BitWidth, Program};
 
 use super::units::{Unit, units};
-use super::{Input, Joint, Pass, Phase, Rates, Settings};
+use super::{Importance, Input, Joint, Pass, Phase, Rates, Rounding, Settings};
 
 /// How much time there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,46 @@ pub enum Recipe {
     /// QDrop, block-wise: half of the activations stay float, at random. Wei et
     /// al. 2022, arXiv:2203.05740
     QDrop,
+}
+
+/// What there is to choose of a training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choices {
+    /// What is trained, and how.
+    pub recipe: Recipe,
+    /// How much time there is.
+    pub effort: Effort,
+    /// Steps in place of the effort's; a recipe of two passes has half as many in
+    /// each.
+    pub steps: Option<u32>,
+    /// How weights find their codes.
+    pub rounding: Rounding,
+    /// What counts in the losses at the units.
+    pub importance: Importance,
+    /// Of [`Recipe::TpVit`]: the widths before the last; `None` for those of
+    /// the paper's reading, nothing for straight to the last.
+    pub decline: Option<Vec<BitWidth>>,
+    /// Of [`Recipe::TpVit`]: whether a width blends into the next (transition
+    /// weights are a mixture), or its weights are just where the next begins.
+    pub blend: bool,
+    /// Of the order of pictures, of what is dropped, of how pictures are cut.
+    pub seed: u64,
+}
+
+impl Choices {
+    /// Of `recipe`, what it has by itself.
+    pub fn new(recipe: Recipe, effort: Effort, seed: u64) -> Self {
+        Choices {
+            recipe,
+            effort,
+            steps: None,
+            rounding: Rounding::StraightThrough,
+            importance: Importance::Alike,
+            decline: None,
+            blend: true,
+            seed,
+        }
+    }
 }
 
 /// Everything learns, the weights most.
@@ -65,11 +105,13 @@ impl Effort {
 }
 
 impl Settings {
-    /// The settings of `recipe` for weights that end at `bits`.
-    pub fn new(recipe: Recipe, effort: Effort, bits: BitWidth, seed: u64) -> Self {
+    /// The settings of `choices` for weights that end at `bits`.
+    pub fn new(choices: &Choices, bits: BitWidth) -> Self {
+        let recipe = choices.recipe;
+        let steps = choices.steps.unwrap_or_else(|| choices.effort.steps());
         let steps = match recipe {
-            Recipe::Best | Recipe::Glf | Recipe::QDrop => effort.steps(),
-            Recipe::TpVit | Recipe::Sos => effort.steps() / 2, // there are two passes
+            Recipe::Best | Recipe::Glf | Recipe::QDrop => steps,
+            Recipe::TpVit | Recipe::Sos => steps.div_ceil(2), // there are two passes
         };
         let published = |input, phases| Pass {
             input,
@@ -91,52 +133,46 @@ impl Settings {
             rates: RATES,
             ..published(Input::Quantized, vec![direct])
         };
-        let once = |pass| Settings {
-            passes: vec![pass],
-            joint: None,
-            seed,
-        };
-        match recipe {
-            Recipe::Glf => once(Pass {
+        let passes = match recipe {
+            Recipe::Glf => vec![Pass {
                 global: 0.5,
                 ..learned
-            }),
-            Recipe::QDrop => once(Pass {
+            }],
+            Recipe::QDrop => vec![Pass {
                 drop: 0.5,
                 ..learned
-            }),
-            Recipe::Sos => Settings {
-                passes: vec![
-                    published(Input::Float, vec![float]),
-                    Pass {
-                        transition: false,
-                        ..published(Input::Quantized, vec![direct])
-                    },
-                ],
-                joint: None,
-                seed,
-            },
-            Recipe::TpVit => Settings {
-                passes: vec![
-                    published(Input::Float, vec![float]),
-                    published(Input::Quantized, decline(bits, steps)),
-                ],
-                joint: None,
-                seed,
-            },
-            Recipe::Best => Settings {
-                passes: Vec::new(),
-                joint: Some(Joint {
-                    steps,
-                    batch: BATCH,
-                    rates: RATES,
-                    local: 4.0,
-                    divergence: 1.0,
-                    least_area: 0.5,
-                    class_weight: 1.0,
-                }),
-                seed,
-            },
+            }],
+            Recipe::Sos => vec![
+                published(Input::Float, vec![float]),
+                Pass {
+                    transition: false,
+                    ..published(Input::Quantized, vec![direct])
+                },
+            ],
+            Recipe::TpVit => vec![
+                published(Input::Float, vec![float]),
+                Pass {
+                    transition: choices.blend,
+                    ..published(Input::Quantized, decline(choices, bits, steps))
+                },
+            ],
+            Recipe::Best => Vec::new(),
+        };
+        let joint = Joint {
+            steps,
+            batch: BATCH,
+            rates: RATES,
+            local: 4.0,
+            divergence: 1.0,
+            least_area: 0.5,
+            class_weight: 1.0,
+        };
+        Settings {
+            passes,
+            joint: (recipe == Recipe::Best).then_some(joint),
+            rounding: choices.rounding,
+            importance: choices.importance,
+            seed: choices.seed,
         }
     }
 
@@ -177,15 +213,22 @@ impl Settings {
     }
 }
 
-/// From 8 bits down to `bits` in as many steps as without a decline, half of
-/// them at the end (algorithm: 3 bits 150, 150, 200, 500 of 1000; the 5-bit
-/// phase is left out, for there are no 5-bit codes).
-fn decline(bits: BitWidth, steps: u32) -> Vec<Phase> {
-    let shares: &[(BitWidth, u32)] = match bits {
+/// From wider weights down to `bits` in as many steps as without a decline, half
+/// of them at the end or a little more (algorithm: 3 bits 150, 150, 200, 500 of
+/// 1000; the 5-bit phase is left out, for there are no 5-bit codes).
+fn decline(choices: &Choices, bits: BitWidth, steps: u32) -> Vec<Phase> {
+    let published: &[(BitWidth, u32)] = match bits {
         BitWidth::B2 | BitWidth::B3 => &[(BitWidth::B6, 25), (BitWidth::B4, 25)],
         BitWidth::B4 => &[(BitWidth::B8, 20), (BitWidth::B6, 25)],
         BitWidth::B6 => &[(BitWidth::B8, 40)],
         BitWidth::B8 => &[],
+    };
+    let shares: Vec<(BitWidth, u32)> = match &choices.decline {
+        None => published.to_vec(),
+        Some(widths) => {
+            let share = 50 / widths.len().max(1) as u32;
+            widths.iter().map(|&width| (width, share)).collect()
+        }
     };
     let phase = |&(bits, percent): &(BitWidth, u32)| Phase {
         bits: Some(bits),

@@ -17,6 +17,7 @@
 use rayon::prelude::*;
 use tpvit_models::Program;
 
+use super::adaround::Rounding;
 use super::network::{Network, Tape, View};
 use super::params::{Params, Rates};
 use super::resume::{Position, Reader};
@@ -60,7 +61,10 @@ pub(super) fn train(
 ) -> Result<(), Stop> {
     let program = task.program;
     let whole = 0..program.ops.len();
-    let params = Params::new(program, weights, plan, whole.clone());
+    let mut params = Params::new(program, weights, plan, whole.clone());
+    if task.rounding == Rounding::AdaRound {
+        params.soften(settings.steps);
+    }
     let view = params.view(program, weights, plan);
     let float_view = View::float(program, task.float);
     let teacher = Network {
@@ -184,6 +188,10 @@ fn terms(task: &Task<'_>, settings: &Joint, teacher: Network<'_>, units: &[Unit]
             buffer: unit.output,
             weight: weight / (share * mean.max(1e-30)) as f32,
             rows: row_weights(program, unit, settings.class_weight),
+            elements: match i < last {
+                true => task.elements(teacher.view, unit),
+                false => Vec::new(),
+            },
         }
     };
     units.iter().enumerate().map(term).collect()

@@ -11,7 +11,7 @@ use std::f32::consts::{LOG2_E, SQRT_2};
 use pulp::{Arch, NullaryFnOnce};
 
 /// `1.5 * 2^23`: see [`crate::quantizers::uniform::round_even`].
-const MAGIC: f32 = 12_582_912.0;
+pub(super) const MAGIC: f32 = 12_582_912.0;
 
 /// Defines functions whose body is compiled for each instruction set; the best
 /// one that the CPU has runs.
@@ -24,7 +24,7 @@ macro_rules! vectorised {
         $(#[$attribute])*
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             struct Body<A>(A);
-            impl NullaryFnOnce for Body<($($ty,)*)> {
+            impl pulp::NullaryFnOnce for Body<($($ty,)*)> {
                 #[allow(unused_parens, reason = "`()` where nothing is returned")]
                 type Output = ($($ret)?);
 
@@ -34,9 +34,15 @@ macro_rules! vectorised {
                     $body
                 }
             }
-            Arch::new().dispatch(Body(($($arg,)*)))
+            $crate::reconstruct::math::dispatch(Body(($($arg,)*)))
         }
     )*};
+}
+pub(super) use vectorised;
+
+/// Runs `body` compiled for the best instruction set of the CPU.
+pub(super) fn dispatch<F: NullaryFnOnce>(body: F) -> F::Output {
+    Arch::new().dispatch(body)
 }
 
 /// `2^x` for `x <= 0`; below -126, `2^-126`.
@@ -106,7 +112,7 @@ vectorised! {
 
 /// `1 / (1 + exp(-x))`.
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     // exp2 is good for arguments of at most 0; the other half follows by symmetry.
     let e = exp2(-x.abs() * LOG2_E);
     let p = 1.0 / (1.0 + e);
@@ -141,7 +147,7 @@ vectorised! {
 
 /// `f32::clamp` without its check of the bounds, which keeps loops scalar.
 #[inline(always)]
-fn clamp(x: f32, [low, high]: [f32; 2]) -> f32 {
+pub(super) fn clamp(x: f32, [low, high]: [f32; 2]) -> f32 {
     let x = if x > low { x } else { low };
     if x < high { x } else { high }
 }
@@ -557,6 +563,22 @@ vectorised! {
             grad[i] += scale * (y[i] - target[i]);
         }
         lanes(len, |i| (y[i] - target[i]) * (y[i] - target[i]))
+    }
+
+    /// [`pull`] with a weight for each element, in gradient and sum.
+    pub(super) fn pull_weighted(
+        y: &[f32],
+        target: &[f32],
+        scale: f32,
+        weights: &[f32],
+        grad: &mut [f32],
+    ) -> f32 {
+        let len = y.len().min(target.len()).min(grad.len()).min(weights.len());
+        let (y, target, weights) = (&y[..len], &target[..len], &weights[..len]);
+        for i in 0..len {
+            grad[i] += scale * weights[i] * (y[i] - target[i]);
+        }
+        lanes(len, |i| weights[i] * (y[i] - target[i]) * (y[i] - target[i]))
     }
 
     /// `to[i] = from[i]` where a hash of `i` says so, in `of_256` of 256 places.

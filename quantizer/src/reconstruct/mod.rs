@@ -19,8 +19,10 @@
 //! depends on the arguments alone, not on the number of threads or on whether
 //! the work was interrupted and resumed.
 
+mod adaround;
 mod blocks;
 mod effort;
+mod importance;
 mod joint;
 mod math;
 mod network;
@@ -33,15 +35,20 @@ mod tests;
 mod train;
 mod units;
 
+pub use adaround::Rounding;
 pub use blocks::{Input, Pass, Phase};
-pub use effort::{Effort, Recipe};
+pub use effort::{Choices, Effort, Recipe};
+pub use importance::Importance;
 pub use joint::Joint;
 pub use params::Rates;
 pub use resume::ResumeError;
 
 use tpvit_models::Program;
 
+use network::View;
 use resume::{Fingerprints, Position, Writer};
+
+use units::Unit;
 
 use crate::calibration::{QuantPlan, split};
 use crate::weights::Weights;
@@ -53,6 +60,11 @@ pub struct Settings {
     pub passes: Vec<Pass>,
     /// All units at once, after that.
     pub joint: Option<Joint>,
+    /// How weights find their codes; of passes over the units, once their width
+    /// is the last and nothing is blended.
+    pub rounding: Rounding,
+    /// What counts in the losses at the units.
+    pub importance: Importance,
     /// Of the order of pictures, of what is dropped, of how pictures are cut.
     pub seed: u64,
 }
@@ -138,6 +150,20 @@ struct Task<'a> {
     /// Pictures that are learnt from.
     teachers: Vec<usize>,
     seed: u64,
+    rounding: Rounding,
+    importance: Importance,
+}
+
+impl Task<'_> {
+    /// What the elements of `unit`'s output count in its loss; nothing if alike.
+    fn elements(&self, teacher: &View, unit: &Unit) -> Vec<f32> {
+        // Nothing follows the last unit that could care.
+        let last = unit.ops.end == self.program.ops.len();
+        match self.importance {
+            Importance::Perturbation if !last => importance::importance(self, teacher, unit),
+            Importance::Perturbation | Importance::Alike => Vec::new(),
+        }
+    }
 }
 
 /// Fewest pictures that training makes sense with.
@@ -175,6 +201,8 @@ pub fn reconstruct(
         judges,
         teachers,
         seed: settings.seed,
+        rounding: settings.rounding,
+        importance: settings.importance,
     };
     let fingerprints = Fingerprints::new(lesson, settings, weights, plan);
     let mut run = Run {

@@ -19,7 +19,11 @@
 //!
 //! and the gradient passes straight through to the latent `w`, weighted alike,
 //! as long as it lies inside the grid or moves towards it.
+//!
+//! After [`Params::soften`] the codes are AdaRound's ([`super::adaround`]): what
+//! learns is which way each weight is rounded, and scales of weights stay.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -27,6 +31,7 @@ use rayon::prelude::*;
 use tpvit_models::{BitWidth, BufferId, Op, Program, TensorRole, WeightQuant};
 
 use super::ResumeError;
+use super::adaround::{self, Anneal};
 use super::math::{self, AdamStep, RowGrid};
 use super::network::{Grads, Site, View, coders};
 use super::resume::{Reader, Writer};
@@ -100,6 +105,9 @@ struct Weight {
     /// The grid the widths decline from; `None` for the latent itself.
     fine: Option<RowGrids>,
     coarse: RowGrids,
+    /// AdaRound's variable of each weight, where those learn and not `latent`.
+    soft: Option<Vec<f32>>,
+    /// Of `soft`, or of `latent`.
     moments: Moments,
     scale_moments: Moments,
 }
@@ -130,6 +138,7 @@ pub(super) struct Params {
     /// Adam's steps so far.
     steps: u32,
     blend: f32,
+    anneal: Option<Anneal>,
 }
 
 /// How far a latent weight may start from its code, in steps.
@@ -154,6 +163,7 @@ impl Params {
             scales: Vec::new(),
             steps: 0,
             blend: 1.0,
+            anneal: None,
         };
         for op in &program.ops[range] {
             for id in op.tensors() {
@@ -248,10 +258,19 @@ impl Params {
         self.steps += 1;
         let adam = |rate: f32| AdamStep::new(self.steps, rate * decay);
         let blend = self.blend;
+        let push = self.anneal.and_then(Anneal::push);
+        let rounding = self.anneal.map_or(0, |a| a.step) + 1;
+        let rounding = AdamStep::new(rounding, rates.weights * decay);
         self.weights.par_iter_mut().for_each(|w| {
             let grad = &grads.tensors[w.tensor];
-            w.learn(grad, blend, adam(rates.weights), adam(rates.weight_scales));
+            match w.soft {
+                None => w.learn(grad, blend, adam(rates.weights), adam(rates.weight_scales)),
+                Some(_) => w.learn_rounding(grad, rounding, push),
+            }
         });
+        if let Some(anneal) = &mut self.anneal {
+            anneal.step += 1;
+        }
         for f in self.floats.iter_mut().filter(|_| rates.floats > 0.0) {
             let values = &mut view.tensors[f.tensor];
             adam(rates.floats).apply(f.unit, &grads.tensors[f.tensor], f.moments.pair(), values);
@@ -274,12 +293,33 @@ impl Params {
         self.blend = blend;
     }
 
+    /// From now on, for so many steps, it is learnt which way weights are rounded.
+    pub(super) fn soften(&mut self, steps: u32) {
+        self.anneal = Some(Anneal { step: 0, steps });
+        self.weights.par_iter_mut().for_each(Weight::soften);
+    }
+
+    /// Whether that has begun.
+    pub(super) fn is_soft(&self) -> bool {
+        self.anneal.is_some()
+    }
+
+    /// Every weight becomes what it was decided to be.
+    pub(super) fn harden(&mut self) {
+        self.anneal = None;
+        self.weights.par_iter_mut().for_each(|w| {
+            w.latent = w.decided().into_owned();
+            w.soft = None;
+        });
+    }
+
     /// Everything that learns, and what Adam remembers of it; `blend` and grids
     /// in decline are not among it: only joint training is saved midway.
     pub(super) fn save(&self, view: &View, out: &mut Writer) {
         out.number(u64::from(self.steps));
         for w in &self.weights {
             out.floats(&w.latent);
+            w.soft.iter().for_each(|a| out.floats(a));
             out.floats(&w.coarse.log_scale);
             w.moments.0.iter().for_each(|m| out.floats(m));
             w.scale_moments.0.iter().for_each(|m| out.floats(m));
@@ -302,8 +342,12 @@ impl Params {
         from: &mut Reader<'_>,
     ) -> Result<(), ResumeError> {
         self.steps = u32::try_from(from.number()?).map_err(|_| ResumeError::Damaged)?;
+        if let Some(anneal) = &mut self.anneal {
+            anneal.step = self.steps;
+        }
         for w in &mut self.weights {
             from.floats(&mut w.latent)?;
+            w.soft.iter_mut().try_for_each(|a| from.floats(a))?;
             from.floats(&mut w.coarse.log_scale)?;
             w.moments.0.iter_mut().try_for_each(|m| from.floats(m))?;
             w.scale_moments
@@ -418,7 +462,32 @@ impl Weight {
             latent,
             fine: None,
             coarse,
+            soft: None,
         }
+    }
+
+    fn soften(&mut self) {
+        let start = |(i, w): (usize, &f32)| {
+            let v = w / self.coarse.row(i / self.cols).scale;
+            adaround::start(v - v.floor())
+        };
+        self.soft = Some(self.latent.iter().enumerate().map(start).collect());
+        self.moments = Moments::new(self.latent.len());
+    }
+
+    /// The latent weights; after AdaRound, what it rounds them to.
+    fn decided(&self) -> Cow<'_, [f32]> {
+        let Some(soft) = &self.soft else {
+            return Cow::Borrowed(&self.latent);
+        };
+        let mut out = self.latent.clone();
+        let rows = out
+            .chunks_exact_mut(self.cols)
+            .zip(soft.chunks_exact(self.cols));
+        for (n, (w, a)) in rows.enumerate() {
+            adaround::hard_row(self.coarse.row(n), w, a);
+        }
+        Cow::Owned(out)
     }
 
     /// New grids of width `bits`, fitted to the latent weight as it is now.
@@ -439,6 +508,11 @@ impl Weight {
             .chunks_exact(self.cols)
             .zip(out.chunks_exact_mut(self.cols));
         for (n, (w, out)) in rows.enumerate() {
+            if let Some(soft) = &self.soft {
+                let a = &soft[n * self.cols..][..self.cols];
+                adaround::soft_row(self.coarse.row(n), w, a, out);
+                continue;
+            }
             math::round_row(self.coarse.row(n), w, out);
             if blend < 1.0 {
                 match &self.fine {
@@ -470,6 +544,24 @@ impl Weight {
         scale_adam.apply(1.0, &scale_grads, moments, &mut self.coarse.log_scale);
     }
 
+    /// [`learn`](Self::learn) of AdaRound's variables.
+    fn learn_rounding(&mut self, grad: &[f32], adam: AdamStep, push: Option<(f32, f32)>) {
+        let cols = self.cols;
+        let mut masked = vec![0.0; cols];
+        let [m, v] = &mut self.moments.0;
+        let moments = m.chunks_exact_mut(cols).zip(v.chunks_exact_mut(cols));
+        let soft = self.soft.as_mut().expect("softened");
+        let rows = soft.chunks_exact_mut(cols).zip(grad.chunks_exact(cols));
+        for (n, ((a, grad), (m, v))) in rows.zip(moments).enumerate() {
+            let (grid, w) = (self.coarse.row(n), &self.latent[n * cols..][..cols]);
+            adaround::soft_backward(grid, w, a, grad, &mut masked);
+            adam.apply(adaround::STEP, &masked, [m, v], a);
+            if let Some(push) = push {
+                adaround::regularise(a, push);
+            }
+        }
+    }
+
     fn codes(&self) -> WeightQuant {
         let grids = &self.coarse;
         let affine = |n: usize| crate::quantizers::Affine {
@@ -477,7 +569,7 @@ impl Weight {
             zero_point: i32::from(grids.zero_point[n]),
         };
         let fits: Vec<_> = (0..grids.log_scale.len()).map(affine).collect();
-        weight::encode(grids.bits, self.cols, &self.latent, &fits)
+        weight::encode(grids.bits, self.cols, &self.decided(), &fits)
     }
 }
 

@@ -412,6 +412,8 @@ fn everything() -> Settings {
             least_area: 0.5,
             class_weight: 2.0,
         }),
+        rounding: Rounding::StraightThrough,
+        importance: Importance::Alike,
         seed: 3,
     }
 }
@@ -543,6 +545,135 @@ fn a_resumed_training_ends_like_an_uninterrupted_one() {
         assert_eq!(resumed.plan, whole.plan, "from checkpoint {at}");
         assert!((again.events.done.last().unwrap_or(&1.0) - 1.0).abs() < 1e-9);
     }
+}
+
+/// AdaRound and importances, in both passes and in joint training: it helps, and
+/// goes on where it was interrupted.
+#[test]
+fn learned_rounding_and_importance_train_as_well() {
+    let settings = Settings {
+        rounding: Rounding::AdaRound,
+        importance: Importance::Perturbation,
+        ..everything()
+    };
+    let setup = || Setup::architecture("swin", BitWidth::B4, ActivationCode::Uniform);
+    let mut whole = setup();
+    let trained = whole.train(&settings, None);
+    let logs = trained.logs.expect("trained");
+    let last = logs.last().expect("joint training");
+    println!("{} to {}", last.before, last.after);
+    assert!(
+        last.after < 0.95 * last.before,
+        "{} to {}",
+        last.before,
+        last.after
+    );
+    let checkpoints = trained.events.checkpoints;
+    for at in [checkpoints.len() - 12, checkpoints.len() - 4] {
+        let mut resumed = setup();
+        let again = resumed.train(&settings, Some(&checkpoints[at]));
+        assert_eq!(again.logs.expect("trained"), logs, "from checkpoint {at}");
+        assert_eq!(resumed.weights, whole.weights, "from checkpoint {at}");
+        assert_eq!(resumed.plan, whole.plan, "from checkpoint {at}");
+    }
+}
+
+/// AdaRound only ever chooses between a weight's two neighbours.
+#[test]
+fn learned_rounding_moves_no_weight_by_more_than_a_step() {
+    let mut settings = Settings {
+        rounding: Rounding::AdaRound,
+        ..everything()
+    };
+    settings.passes.clear();
+    let mut setup = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    let before = setup.plan.clone();
+    setup.train(&settings, None).logs.expect("trained");
+    let mut moved = 0;
+    for (before, after) in before.weights.iter().zip(&setup.plan.weights) {
+        let (Some(before), Some(after)) = (before, after) else {
+            continue;
+        };
+        for (before, after) in before.scale.iter().zip(&after.scale) {
+            // They went through a logarithm and back: of numbers near -3.5, good
+            // to 2^-23, and then to 2^-24.
+            assert!((before / after - 1.0).abs() < 5e-7, "{before} {after}");
+        }
+        for (before, after) in before.codes.iter().zip(&after.codes) {
+            assert!(before.abs_diff(*after) <= 1);
+            moved += usize::from(before != after);
+        }
+    }
+    assert!(moved > 0, "something was learnt");
+}
+
+/// The mean of the Hessian's diagonal against second differences of the loss.
+#[test]
+fn importances_are_second_derivatives() {
+    let (program, float, _) = small();
+    let image = |i: usize| picture(&program, i);
+    let task = Task {
+        program: &program,
+        float: &float,
+        image: &image,
+        judges: Vec::new(),
+        teachers: (0..PICTURES).collect(),
+        seed: 1,
+        rounding: Rounding::StraightThrough,
+        importance: Importance::Perturbation,
+    };
+    let view = View::float(&program, &float);
+    let units = units::units(&program);
+    let unit = &units[units.len() - 2];
+    let found = importance::importance(&task, &view, unit);
+    let cols = program.buffers[unit.output.index()].cols;
+    let class = program.class_token().expect("a class token");
+    let network = Network {
+        program: &program,
+        view: &view,
+    };
+    let end = program.ops.len();
+    let result = program.ops[end - 1].output().index();
+    let divergence = |target: &[f32], logits: &[f32]| -> f64 {
+        let (mut p, mut q) = (target.to_vec(), logits.to_vec());
+        math::softmax(&mut p, target.len());
+        math::softmax(&mut q, target.len());
+        let terms = p.iter().zip(&q);
+        terms
+            .map(|(p, q)| f64::from(*p) * f64::from(p / q).ln())
+            .sum()
+    };
+    let mut measured = vec![0.0; cols];
+    for i in 0..PICTURES {
+        let mut tape = Tape::new(&program);
+        network.forward(&mut tape, 0..end, &image(i), None);
+        let target = tape.raw[result].clone();
+        let y = tape.raw[unit.output.index()].clone();
+        for (c, sum) in measured.iter_mut().enumerate() {
+            let mut at = |by: f32| {
+                tape.raw[unit.output.index()].clone_from(&y);
+                tape.raw[unit.output.index()][class * cols + c] += by;
+                network.forward(&mut tape, unit.ops.end..end, &[], None);
+                divergence(&target, &tape.raw[result])
+            };
+            *sum += (at(0.05) + at(-0.05)) / f64::from(0.05f32 * 0.05);
+        }
+    }
+    // Both up to a factor; each channel's estimate has the noise of the others'
+    // perturbations, so that only the whole is compared.
+    let found: Vec<f64> = found[class * cols..][..cols]
+        .iter()
+        .map(|&x| f64::from(x))
+        .collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let centred = |x: &[f64]| {
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        x.iter().map(|x| x - mean).collect::<Vec<f64>>()
+    };
+    let (a, b) = (centred(&found), centred(&measured));
+    let correlation = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+    println!("correlation {correlation}");
+    assert!(correlation > 0.7, "{correlation}: {found:?} {measured:?}");
 }
 
 #[test]

@@ -16,13 +16,16 @@ use crate::calibration::mix;
 /// the result does not depend on the number of threads.
 const LANES: usize = 8;
 
-/// `weight * sum over rows of row[r] * |y^ - y|^2`, of one buffer.
+/// `weight * sum over rows of row[r] * |y^ - y|^2`, of one buffer; with
+/// `elements`, each square is multiplied by its own.
 #[derive(Clone, Debug)]
 pub(super) struct Term {
     pub(super) buffer: BufferId,
     pub(super) weight: f32,
     /// By row of the buffer.
     pub(super) rows: Vec<f32>,
+    /// `[rows, cols]`; empty where elements count alike.
+    pub(super) elements: Vec<f32>,
 }
 
 impl Term {
@@ -35,15 +38,22 @@ impl Term {
         let value = tape.raw[id]
             .chunks_exact(cols)
             .zip(target.chunks_exact(cols));
-        for ((row, (y, target)), grad) in
-            self.rows.iter().zip(value).zip(grad.chunks_exact_mut(cols))
+        for (r, ((row, (y, target)), grad)) in self
+            .rows
+            .iter()
+            .zip(value)
+            .zip(grad.chunks_exact_mut(cols))
+            .enumerate()
         {
             if *row == 0.0 {
                 continue;
             }
             let factor = self.weight * row;
             let scale = 2.0 * factor * share;
-            let squares = math::pull(y, target, scale, grad);
+            let squares = match self.elements.get(r * cols..(r + 1) * cols) {
+                None => math::pull(y, target, scale, grad),
+                Some(elements) => math::pull_weighted(y, target, scale, elements, grad),
+            };
             sum += f64::from(factor * squares);
         }
         tape.grad[id] = grad;
