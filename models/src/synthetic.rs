@@ -262,6 +262,17 @@ pub fn architectures() -> Vec<(&'static str, Program)> {
                 ..small.clone()
             }),
         ),
+        ("vit-relu", {
+            let mut program = vit::program(&small);
+            for op in &mut program.ops {
+                if let Op::Linear { activation, .. } = op
+                    && *activation == Activation::Gelu
+                {
+                    *activation = Activation::Relu;
+                }
+            }
+            program
+        }),
         (
             "dinov2-classifier",
             vit::program(&vit::Config {
@@ -426,6 +437,10 @@ impl Filler<'_> {
                 activation: Activation::Gelu,
                 ..
             } => self.act_quant(-0.17, 3.5), // GELU is never below -0.17
+            Op::Linear {
+                activation: Activation::Relu,
+                ..
+            } => self.act_quant(0.0, 3.5),
             Op::PatchEmbed { .. }
             | Op::LayerNorm { .. }
             | Op::Linear { .. }

@@ -1391,6 +1391,46 @@ fn codebooks_per_head_are_required_exactly_if_they_are_used() {
 }
 
 /// As is an operation with a tag above 5: each of them alone makes it required.
+/// To clamp a code is ReLU only where zero is the lowest; and only codes are clamped.
+#[test]
+fn a_relu_writes_codes_from_zero_on() {
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    let mut all = synthetic::architectures().into_iter();
+    let (_, program) = all
+        .find(|(name, _)| *name == "vit-relu")
+        .expect("it is there");
+    let relu = |op: &&mut Op| {
+        matches!(
+            op,
+            Op::Linear {
+                activation: Activation::Relu,
+                ..
+            }
+        )
+    };
+    let mut data = synthetic::model(program, BitWidth::B4, BitWidth::B4, &softmax, 1);
+    assert!(write(&data).is_ok());
+    let op = data.program.ops.iter_mut().find(relu).expect("a ReLU");
+    let hidden = op.output();
+    let quant = data.quantization.activations[hidden.index()].as_mut();
+    quant.expect("it is coded").zero_point = vec![1];
+    let buffer = data.program.buffers[hidden.index()].name.clone();
+    let error = write(&data).expect_err("negative codes");
+    assert_eq!(
+        error,
+        WriteError::Invalid(ParseError::NegativeRelu { buffer })
+    );
+
+    let mut program = data.program;
+    let last = program.ops.last_mut().expect("a classifier");
+    let logits = last.output();
+    if let Op::Linear { activation, .. } = last {
+        *activation = Activation::Relu;
+    }
+    let mixed = ProgramError::MixedUse { buffer: logits.0 };
+    assert_eq!(program.validate(), Err(mixed));
+}
+
 #[test]
 fn operations_are_required_exactly_if_they_are_used() {
     assert_eq!(u32_at(OPERATIONS, FEATURES), FEATURE_OPERATIONS);

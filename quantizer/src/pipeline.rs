@@ -29,6 +29,8 @@ pub struct Job {
     pub compensation: Option<Compensation>,
     /// How the network is trained after that; `None` for not at all.
     pub reconstruction: Option<reconstruct::Settings>,
+    /// What it learns from, where that is not the network itself.
+    pub teacher: Option<(Program, Weights)>,
     /// Stored in the file; its mean and deviation must be folded into the weights already.
     pub preprocess: Preprocess,
     /// Class names, or none.
@@ -148,6 +150,10 @@ pub fn quantize(
     observer: &mut dyn Observer,
 ) -> Result<Quantized, QuantizeError> {
     let float = weights.clone();
+    let (teacher, float) = match &job.teacher {
+        Some((program, weights)) => (program, weights),
+        None => (program, &float),
+    };
     let mut observed = |done| observer.stage(Stage::Observing(done));
     let observations = observe(program, &weights, picture, &job.observe, &mut observed);
 
@@ -186,7 +192,8 @@ pub fn quantize(
         let again = |i: usize| picture(i).expect("a picture that was there before");
         let lesson = Lesson {
             program,
-            float: &float,
+            teacher,
+            float,
             picture: &again,
             count: observations.pictures,
         };

@@ -459,7 +459,8 @@ impl Run<'_> {
                 let (a, out) = two(bytes, input, output);
                 let quant = quant.all();
                 let out = match activation {
-                    Activation::Identity => Output::Codes { out, quant },
+                    // The codes of a ReLU end at zero.
+                    Activation::Identity | Activation::Relu => Output::Codes { out, quant },
                     Activation::Gelu => Output::GeluCodes { out, quant },
                 };
                 (a, out)
@@ -474,7 +475,8 @@ impl Run<'_> {
                         let (residual, out) = two(floats, residual, output);
                         Output::Residual { residual, out }
                     }
-                    (None, Activation::Identity) => Output::F32 {
+                    // A ReLU's output is coded.
+                    (None, Activation::Identity | Activation::Relu) => Output::F32 {
                         out: &mut floats[output],
                     },
                     (None, Activation::Gelu) => Output::Gelu {

@@ -71,6 +71,7 @@ impl Quantized {
             observe: ObserveSettings::default(),
             reconstruction: None,
             compensation: None,
+            teacher: None,
             preprocess,
             labels: Vec::new(),
             source: serde_json::Value::Null,
@@ -392,7 +393,9 @@ impl Forced<'_> {
                     let added = 2.0 * U * f64::from(out.abs());
                     added
                         + match activation {
-                            tpvit_models::Activation::Identity => sum.bound + U * sum.size,
+                            tpvit_models::Activation::Identity | tpvit_models::Activation::Relu => {
+                                sum.bound + U * sum.size
+                            }
                             // GELU's slope is below 1.13; the runtime's polynomials
                             // are good to 5e-7 * max(1, |x|), the executor's erf better.
                             tpvit_models::Activation::Gelu => {

@@ -191,6 +191,7 @@ fn quantized(
         observe: ObserveSettings::default(),
         reconstruction: None,
         compensation: None,
+        teacher: None,
         preprocess: PREPROCESS,
         labels: Vec::new(),
         source: serde_json::Value::Null,

@@ -13,7 +13,7 @@ use super::error::ParseError;
 use super::layout::{FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_SOFTMAX_PER_HEAD};
 use super::model::TensorPlace;
 use crate::preprocess::{Preprocess, Resize};
-use crate::program::{BufferId, Op, Program, TensorId};
+use crate::program::{Activation, BufferId, Op, Program, TensorId};
 use crate::quant::{
     ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
 };
@@ -148,7 +148,19 @@ fn check_op(
 ) -> Result<(), ParseError> {
     match *op {
         // A scale per column of the input is inside the weight: any will do.
-        Op::Linear { .. } => needless(index, softmax),
+        Op::Linear {
+            activation: function,
+            output,
+            ..
+        } => {
+            let zero = |quant: &ActivationQuant| quant.zero_point.iter().all(|&zero| zero == 0);
+            if function == Activation::Relu && !activation(quant, output).is_some_and(zero) {
+                return Err(ParseError::NegativeRelu {
+                    buffer: buffer_name(program, output),
+                });
+            }
+            needless(index, softmax)
+        }
         Op::Attention {
             qkv,
             heads,

@@ -231,6 +231,11 @@ pub enum ParseError {
         /// The first column that differs.
         col: usize,
     },
+    /// A ReLU's output has codes below zero.
+    NegativeRelu {
+        /// Name of the buffer.
+        buffer: String,
+    },
     /// An attention operation has no softmax quantizer.
     NoSoftmaxQuant {
         /// Index of the operation.
@@ -441,6 +446,10 @@ impl fmt::Display for ParseError {
             ParseError::Codebook { buffer, rule } => {
                 write!(f, "codebook of buffer {buffer}: {rule}")
             }
+            ParseError::NegativeRelu { buffer } => write!(
+                f,
+                "buffer {buffer} is the output of a ReLU, its zero point must be 0"
+            ),
             ParseError::Features { required, used } => write!(
                 f,
                 "the header requires features {required:#x}, the file uses {used:#x}"

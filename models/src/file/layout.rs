@@ -83,6 +83,7 @@ pub(super) const CONCAT: u8 = 1;
 // Tags of activations (SPEC.md, section 5).
 pub(super) const IDENTITY: u8 = 0;
 pub(super) const GELU: u8 = 1;
+pub(super) const RELU: u8 = 2;
 
 // Roles of tensors (SPEC.md, section 6), and the width of an f32.
 pub(super) const FLOAT: u8 = 0;

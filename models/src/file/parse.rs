@@ -287,6 +287,7 @@ fn activation(at: &mut Cursor<'_>) -> Result<Activation, ParseError> {
     match at.u8()? {
         layout::IDENTITY => Ok(Activation::Identity),
         layout::GELU => Ok(Activation::Gelu),
+        layout::RELU => Ok(Activation::Relu),
         _ => Err(at.value_at("tag of an activation", offset)),
     }
 }

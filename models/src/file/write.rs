@@ -271,6 +271,7 @@ fn operation(out: &mut Vec<u8>, op: &Op) -> Result<(), WriteError> {
             out.push(match activation {
                 Activation::Identity => layout::IDENTITY,
                 Activation::Gelu => layout::GELU,
+                Activation::Relu => layout::RELU,
             });
             u16(out, residual.map_or(NONE, |id| id.0));
             u16(out, output.0);

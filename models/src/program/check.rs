@@ -4,7 +4,7 @@ use core::fmt;
 
 use alloc::vec;
 
-use super::{BufferId, Op, Pooling, Program, TensorId, TensorRole, Window};
+use super::{Activation, BufferId, Op, Pooling, Program, TensorId, TensorRole, Window};
 
 /// Why a program cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,10 +189,17 @@ impl Program {
                     Some(input)
                 }
                 Op::Linear {
-                    residual, output, ..
+                    residual,
+                    output,
+                    activation,
+                    ..
                 } => {
                     // A residual sum is f32; so is what it is added to.
                     if residual.is_some() && coded[output.index()] {
+                        return Err(mixed(output));
+                    }
+                    // ReLU is the clamp of the codes.
+                    if activation == Activation::Relu && !coded[output.index()] {
                         return Err(mixed(output));
                     }
                     residual

@@ -85,6 +85,9 @@ pub enum Activation {
     Identity,
     /// `x * Phi(x)`, the exact (erf) form.
     Gelu,
+    /// `max(x, 0)`. Its output is coded, with zero points 0: to clamp the codes is
+    /// then all there is to do.
+    Relu,
 }
 
 /// One operation. Shapes use `t` tokens, `d` channels.

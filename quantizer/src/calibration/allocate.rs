@@ -478,7 +478,7 @@ pub fn allocate(
     let narrowed = networks.narrowed();
 
     let mut meter = Meter::new(&problem, images.len(), progress);
-    let judge = Judge::new(program, weights, images);
+    let judge = Judge::new(program, (program, weights), images);
     meter.advance(judge.images.len() * PARTS);
     let judges = Judges { networks, judge };
     let added = judges.sensitivities(&narrowed, &mut meter);

@@ -145,7 +145,7 @@ pub fn compensate(
         .par_iter()
         .map(|&i| picture(i).expect("a picture that was there before"))
         .collect();
-    let judge = Judge::new(program, weights, images);
+    let judge = Judge::new(program, (program, weights), images);
     advance(judges.len());
     let mut judge = |weights: &Weights, plan: &QuantPlan| {
         let distance = judge.distance(weights, plan);

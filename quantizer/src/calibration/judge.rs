@@ -38,10 +38,14 @@ pub(crate) struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// `float` are weights that compute what the float network does.
-    pub(crate) fn new(program: &'a Program, float: &Weights, images: Vec<Vec<f32>>) -> Self {
+    /// Of `program`'s quantized networks, by the float network `float`.
+    pub(crate) fn new(
+        program: &'a Program,
+        float: (&Program, &Weights),
+        images: Vec<Vec<f32>>,
+    ) -> Self {
         Judge {
-            results: results(program, float, None, &images),
+            results: results(float.0, float.1, None, &images),
             program,
             images,
         }

@@ -262,6 +262,9 @@ impl<'a> Graph<'a> {
                         Activation::Gelu => {
                             return Err(self.blocked(output, "a GELU is added to it"));
                         }
+                        Activation::Relu => {
+                            return Err(self.blocked(output, "a ReLU is added to it"));
+                        }
                     }
                     stream.writers.push(index);
                     changed.extend([weight, bias]);

@@ -17,7 +17,7 @@ use tpvit_quantizer::pictures::{self, Pixels};
 use tpvit_quantizer::pipeline::{self, Job, Quantized};
 use tpvit_quantizer::preprocessing::{PreprocessArgs, describe};
 use tpvit_quantizer::quantizers::RangeFit;
-use tpvit_quantizer::reconstruct;
+use tpvit_quantizer::reconstruct::{self, with_relu};
 use tpvit_quantizer::report::{Accuracy, ReportData, Run, decision_json, duration, unit_json};
 
 use super::allocate::{self, BudgetArgs, allocate_with_bar};
@@ -117,9 +117,20 @@ pub(crate) struct MethodArgs {
     /// [default: query-key, where heads allow it]
     #[arg(long, value_enum)]
     rotate: Option<RotateArg>,
+    /// The function between the two layers of an MLP
+    #[arg(long, value_enum, default_value = "gelu")]
+    mlp: MlpArg,
     /// Chooses which rows of which pictures are remembered, and the rotations
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MlpArg {
+    /// As it is
+    Gelu,
+    /// ReLU for GELU: each MLP first learns to do with it what it did before (APHQ-ViT)
+    Relu,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -366,12 +377,23 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         compensation: args.method.compensation(),
         reconstruction: training
             .map(|choices| reconstruct::Settings::new(&choices, args.method.weight_bits)),
+        teacher: None,
         preprocess,
         labels,
         source,
     };
     let picture = |i: usize| pixels.get(i).map(Pixels::to_f32);
     let count = paths.len();
+    if args.method.mlp == MlpArg::Relu {
+        job.teacher = Some((imported.program.clone(), imported.weights.clone()));
+        replace_gelu(
+            &mut imported,
+            &|i| pixels[i].to_f32(),
+            count,
+            args.method.seed,
+        );
+        job.source["mlp"] = json!("relu");
+    }
     let allocate = |budget: Budget| {
         let (observe, settings) = (&job.observe, &job.settings);
         let made = allocate_with_bar(&imported, &picture, count, observe, settings, budget)?;
@@ -478,6 +500,44 @@ pub(crate) fn source(model: &Path) -> Result<serde_json::Value> {
         "bytes": content.len(),
         "blake3": blake3::hash(&content).to_hex().to_string(),
     }))
+}
+
+/// Puts ReLU where GELU was.
+fn replace_gelu(
+    imported: &mut Loaded,
+    picture: &(dyn Fn(usize) -> Vec<f32> + Sync),
+    count: usize,
+    seed: u64,
+) {
+    /// Of each MLP.
+    const STEPS: u32 = 1500;
+    let bar = progress(count, "MLPs with ReLU");
+    let done = |ready: usize, of: usize| {
+        bar.set_length(of as u64);
+        bar.set_position(ready as u64);
+    };
+    let (program, weights, logs) = with_relu(
+        &imported.program,
+        &imported.weights,
+        picture,
+        count,
+        STEPS,
+        seed,
+        &done,
+    );
+    bar.finish_and_clear();
+    (imported.program, imported.weights) = (program, weights);
+    let worst = logs.iter().max_by(|a, b| a.after.total_cmp(&b.after));
+    tell(match worst {
+        None => "no GELU between two linear layers: --mlp relu changes nothing".to_string(),
+        Some(worst) => format!(
+            "{} MLPs with ReLU; relative squared error of the worst, {}: {:.3}, at first {:.3}",
+            logs.len(),
+            worst.name,
+            worst.after,
+            worst.before
+        ),
+    });
 }
 
 /// [`pipeline::quantize`] under `watch`.

@@ -216,7 +216,7 @@ impl<'a> Rounding<'a> {
                 activation,
                 ..
             } => match (activation, weighted(of(input), weight)) {
-                (Activation::Identity, sums) => sums,
+                (Activation::Identity | Activation::Relu, sums) => sums,
                 (Activation::Gelu, (k, size)) => (k + 64, size), // erf's own error, some 8 u
             },
             Op::Attention { qkv, head_dim, .. } => {

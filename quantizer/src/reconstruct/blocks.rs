@@ -105,7 +105,7 @@ pub(super) fn reconstruct(
 ) -> Result<(), Stop> {
     let program = task.program;
     let units = units(program);
-    let float = View::float(program, task.float);
+    let float = View::float(task.teacher, task.float);
     let count = task.judges.len() + task.teachers.len();
     let mut teacher_in: Activations = vec![Vec::new(); count];
     let mut student_in: Activations = vec![Vec::new(); count];

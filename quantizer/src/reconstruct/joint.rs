@@ -66,7 +66,7 @@ pub(super) fn train(
         params.soften(settings.steps);
     }
     let view = params.view(program, weights, plan);
-    let float_view = View::float(program, task.float);
+    let float_view = View::float(task.teacher, task.float);
     let teacher = Network {
         program,
         view: &float_view,
@@ -83,7 +83,7 @@ pub(super) fn train(
         task.seed,
     );
     let images = task.judges.par_iter().map(|&i| (task.image)(i)).collect();
-    let judge = Judge::new(program, task.float, images);
+    let judge = Judge::new(program, (task.teacher, task.float), images);
     let start = judge.distance(weights, plan);
     let mut log = UnitLog {
         name: "all units".into(),

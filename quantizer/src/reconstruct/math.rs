@@ -110,6 +110,22 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// `y = max(x, 0)`.
+    pub(super) fn relu(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = if x > 0.0 { x } else { 0.0 };
+        }
+    }
+
+    /// `grad *= d relu(x) / dx`, 0 at 0.
+    pub(super) fn relu_backward(x: &[f32], grad: &mut [f32]) {
+        for (g, &x) in grad.iter_mut().zip(x) {
+            *g = if x > 0.0 { *g } else { 0.0 };
+        }
+    }
+}
+
 /// `1 / (1 + exp(-x))`.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {

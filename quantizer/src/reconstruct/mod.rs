@@ -29,6 +29,7 @@ mod network;
 mod params;
 #[cfg(all(test, feature = "onnx"))]
 mod pytorch;
+mod relu;
 mod resume;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub use effort::{Choices, Effort, Recipe};
 pub use importance::Importance;
 pub use joint::Joint;
 pub use params::Rates;
+pub use relu::{ReluLog, with_relu};
 pub use resume::ResumeError;
 
 use tpvit_models::Program;
@@ -129,9 +131,11 @@ pub enum Stop {
 
 /// What learns from what.
 pub struct Lesson<'a> {
-    /// The network.
+    /// The network that learns.
     pub program: &'a Program,
-    /// Its float weights: the teacher.
+    /// The teacher: the same, but perhaps for its activation functions.
+    pub teacher: &'a Program,
+    /// The teacher's weights.
     pub float: &'a Weights,
     /// Picture `i` of `count`, on the scale that the weights expect; called in
     /// parallel and often.
@@ -143,6 +147,7 @@ pub struct Lesson<'a> {
 /// A [`Lesson`] with its pictures divided.
 struct Task<'a> {
     program: &'a Program,
+    teacher: &'a Program,
     float: &'a Weights,
     image: &'a (dyn Fn(usize) -> Vec<f32> + Sync),
     /// Pictures that are held back.
@@ -196,6 +201,7 @@ pub fn reconstruct(
     let (judges, teachers) = split(lesson.count);
     let task = Task {
         program: lesson.program,
+        teacher: lesson.teacher,
         float: lesson.float,
         image: lesson.picture,
         judges,

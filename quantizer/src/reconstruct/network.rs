@@ -106,6 +106,17 @@ pub(super) struct View {
     pub(super) sites: Vec<Option<Site>>,
     /// By operation and head; none where attention is not quantized.
     pub(super) coders: Vec<Vec<AttentionCoder>>,
+    /// By operation, what a linear layer does to its sum.
+    pub(super) activations: Vec<Activation>,
+}
+
+/// By operation; the identity where it is no linear layer.
+pub(super) fn activations(program: &Program) -> Vec<Activation> {
+    let of = |op: &Op| match *op {
+        Op::Linear { activation, .. } => activation,
+        _ => Activation::Identity,
+    };
+    program.ops.iter().map(of).collect()
 }
 
 impl View {
@@ -116,6 +127,7 @@ impl View {
             transposed: vec![Vec::new(); program.tensors.len()],
             sites: vec![None; program.buffers.len()],
             coders: program.ops.iter().map(|_| Vec::new()).collect(),
+            activations: activations(program),
         };
         for id in program.ops.iter().filter_map(Op::weight) {
             view.turn(program, id.index());
@@ -362,19 +374,21 @@ impl Network<'_> {
                 input,
                 weight,
                 bias,
-                activation,
                 residual,
                 ..
             } => {
-                match activation {
+                match self.view.activations[index] {
                     Activation::Identity => {
                         self.product(tape.value(input), weight.index(), bias.index(), out);
                     }
-                    Activation::Gelu => {
+                    function @ (Activation::Gelu | Activation::Relu) => {
                         saved.main.resize(out.len(), 0.0);
                         let x = tape.value(input);
                         self.product(x, weight.index(), bias.index(), &mut saved.main);
-                        math::gelu(&saved.main, out);
+                        match function == Activation::Gelu {
+                            true => math::gelu(&saved.main, out),
+                            false => math::relu(&saved.main, out),
+                        }
                     }
                 }
                 if let Some(residual) = residual {
@@ -650,16 +664,16 @@ impl Network<'_> {
                 input,
                 weight,
                 bias,
-                activation,
                 residual,
                 ..
             } => {
                 if let Some(residual) = residual {
                     math::add(&mut tape.grad[residual.index()], grad);
                 }
-                match activation {
+                match self.view.activations[index] {
                     Activation::Identity => {}
                     Activation::Gelu => math::gelu_backward(&tape.ops[index].main, grad),
+                    Activation::Relu => math::relu_backward(&tape.ops[index].main, grad),
                 }
                 self.weight_grads(grad, tape.value(input), [weight, bias], grads);
                 let info = &self.program.tensors[weight.index()];

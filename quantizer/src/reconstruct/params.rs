@@ -33,7 +33,7 @@ use tpvit_models::{BitWidth, BufferId, Op, Program, TensorRole, WeightQuant};
 use super::ResumeError;
 use super::adaround::{self, Anneal};
 use super::math::{self, AdamStep, RowGrid};
-use super::network::{Grads, Site, View, coders};
+use super::network::{Grads, Site, View, activations, coders};
 use super::resume::{Reader, Writer};
 use crate::calibration::{QuantPlan, folded_weight, unfold};
 use crate::quantizers::weight;
@@ -227,6 +227,7 @@ impl Params {
                 .enumerate()
                 .map(coders)
                 .collect(),
+            activations: activations(program),
         };
         self.update(program, &mut view);
         view

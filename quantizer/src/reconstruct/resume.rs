@@ -54,6 +54,7 @@ impl Fingerprints {
     ) -> Self {
         let mut model = blake3::Hasher::new();
         model.update(format!("{:?}", lesson.program).as_bytes());
+        model.update(format!("{:?}", lesson.teacher).as_bytes());
         hash_weights(&mut model, lesson.float);
         let mut start = blake3::Hasher::new();
         hash_weights(&mut start, weights);

@@ -340,6 +340,7 @@ impl Setup {
         let picture = |i: usize| picture(&self.program, i);
         let lesson = Lesson {
             program: &self.program,
+            teacher: &self.program,
             float: &self.float,
             picture: &picture,
             count: PICTURES,
@@ -614,6 +615,7 @@ fn importances_are_second_derivatives() {
     let image = |i: usize| picture(&program, i);
     let task = Task {
         program: &program,
+        teacher: &program,
         float: &float,
         image: &image,
         judges: Vec::new(),
@@ -744,6 +746,7 @@ fn too_few_pictures_are_refused() {
     let picture = |i: usize| picture(&setup.program, i);
     let lesson = Lesson {
         program: &setup.program,
+        teacher: &setup.program,
         float: &setup.float,
         picture: &picture,
         count: FEWEST_PICTURES - 1,

@@ -160,6 +160,7 @@ impl<'a> Executor<'a> {
                 match activation {
                     Activation::Identity => {}
                     Activation::Gelu => gelu(out),
+                    Activation::Relu => out.iter_mut().for_each(|y| *y = y.max(0.0)),
                 }
                 if let Some(residual) = residual {
                     add(out, self.buffer(residual));
