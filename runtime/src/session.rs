@@ -77,6 +77,12 @@ pub enum SessionError {
         /// What it combines.
         what: &'static str,
     },
+    /// The system does not give the memory. Found before anything is allocated, and
+    /// only with `std`: an allocator of a device need not have one block of this size.
+    Memory {
+        /// Bytes: [`MemoryPlan::heap_bytes`].
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for SessionError {
@@ -90,6 +96,12 @@ impl fmt::Display for SessionError {
             }
             SessionError::Unsupported { op, what } => {
                 write!(f, "operation {op} has {what}, which no kernel does")
+            }
+            SessionError::Memory { bytes } => {
+                write!(
+                    f,
+                    "a session takes {bytes} bytes of memory, which are not to be had here"
+                )
             }
         }
     }
@@ -271,8 +283,8 @@ impl Session {
     /// Re-orders the weights for this CPU and allocates all that runs need.
     ///
     /// # Errors
-    /// [`SessionError`] if the instruction set or the threads are not to be
-    /// had, or an operation has no kernel.
+    /// [`SessionError`] if the instruction set, the threads or the memory are not
+    /// to be had, or an operation has no kernel.
     pub fn new(model: &Model<'_>, options: &Options) -> Result<Session, SessionError> {
         let mut tensors = model;
         match Session::build(model, &mut tensors, options) {
@@ -307,6 +319,8 @@ impl Session {
     ) -> Result<Session, BuildError<S::Error>> {
         let kernels = kernels(options)?;
         let layout = Layout::new(info, kernels, options)?;
+        #[cfg(feature = "std")]
+        check_memory(&layout.memory())?;
         let steps = layout.steps(info, tensors, kernels);
         let network = Handle::new(Network {
             kernels,
@@ -426,6 +440,17 @@ impl Session {
     pub fn threads(&self) -> usize {
         self.network.sizes.lanes
     }
+}
+
+/// Asks the system for all memory at once and gives it back untouched, so that what
+/// is not to be had is an error here; a block refused later would end the process.
+#[cfg(feature = "std")]
+fn check_memory(plan: &MemoryPlan) -> Result<(), SessionError> {
+    let bytes = plan.heap_bytes();
+    let mut block = Vec::<u8>::new();
+    let reserved = block.try_reserve_exact(bytes);
+    core::hint::black_box(&mut block); // or the compiler does without
+    reserved.map_err(|_| SessionError::Memory { bytes })
 }
 
 /// Does `work` as lane 0, while the others do theirs.

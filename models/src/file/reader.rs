@@ -114,6 +114,8 @@ impl FileHead {
     fn read_to(&mut self, file: &mut impl Read, end: usize) -> io::Result<()> {
         let read = self.bytes.len();
         let end = end.min(self.file_len).max(read);
+        // A file may be as long as a disk, or longer where it has holes.
+        self.bytes.try_reserve_exact(end.saturating_sub(read))?;
         self.bytes.resize(end, 0);
         match self.bytes.get_mut(read..) {
             Some(rest) => file.read_exact(rest),
@@ -207,7 +209,7 @@ impl<'i, R: Read + Seek> TensorReader<'i, R> {
         let (tensor, place) = found.expect("the tensor is of this model's program");
         let len = place.end.saturating_sub(place.filling);
         self.file.seek(SeekFrom::Start(place.filling as u64))?;
-        let bytes = buffer(&mut self.buffer, len);
+        let bytes = buffer(&mut self.buffer, len)?;
         self.file.read_exact(bytes)?;
         Ok(parse::tensor(tensor, place, bytes)?)
     }
@@ -217,7 +219,7 @@ impl<'i, R: Read + Seek> TensorReader<'i, R> {
         let mut crc = crc32fast::Hasher::new();
         let mut left = len;
         while left > 0 {
-            let piece = buffer(&mut self.buffer, left.min(PIECE));
+            let piece = buffer(&mut self.buffer, left.min(PIECE))?;
             self.file.read_exact(piece)?;
             crc.update(piece);
             left = left.saturating_sub(piece.len());
@@ -227,9 +229,10 @@ impl<'i, R: Read + Seek> TensorReader<'i, R> {
 }
 
 /// The first `len` bytes of a buffer, which grows to that.
-fn buffer(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+fn buffer(buffer: &mut Vec<u8>, len: usize) -> io::Result<&mut [u8]> {
     if buffer.len() < len {
+        buffer.try_reserve_exact(len.saturating_sub(buffer.len()))?;
         buffer.resize(len, 0);
     }
-    buffer.split_at_mut(len).0
+    Ok(buffer.split_at_mut(len).0)
 }

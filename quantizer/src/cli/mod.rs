@@ -7,6 +7,7 @@ mod bench;
 mod demo;
 mod eval;
 mod inspect;
+mod interrupt;
 mod measure;
 #[cfg_attr(
     not(feature = "onnx"),

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::interrupt::Guard;
 pub(crate) use tpvit_quantizer::report::bytes;
 
 /// Writes `bytes` to `path` whole or not at all: beside it first, then renamed.
@@ -31,12 +32,13 @@ pub(crate) fn write_all_whole(files: &[(&Path, &[u8])]) -> Result<()> {
 pub(crate) struct WholeFile<'a> {
     path: &'a Path,
     file: tempfile::NamedTempFile,
+    _guard: Guard, // after `file`: until that is gone
 }
 
 impl<'a> WholeFile<'a> {
     pub(crate) fn create(path: &'a Path) -> Result<Self> {
-        let file = beside(path)?;
-        Ok(WholeFile { path, file })
+        let (file, _guard) = beside(path)?;
+        Ok(WholeFile { path, file, _guard })
     }
 
     /// Appends `bytes`.
@@ -90,7 +92,7 @@ pub(crate) fn check_folder_writable(folder: &Path) -> Result<()> {
 }
 
 /// A file in the folder of `path` that vanishes unless it is renamed.
-fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
+fn beside(path: &Path) -> Result<(tempfile::NamedTempFile, Guard)> {
     anyhow::ensure!(
         !path.is_dir(),
         "cannot write {}: it is a folder",
@@ -114,13 +116,16 @@ fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
     partial_in(folder)
 }
 
-/// A file in `folder` that vanishes unless it is renamed.
-fn partial_in(folder: &Path) -> Result<tempfile::NamedTempFile> {
-    tempfile::Builder::new()
-        .prefix(".tpvit-")
-        .suffix(".partial")
-        .permissions_as_new_file()
-        .tempfile_in(folder)
+/// A file in `folder` that vanishes unless it is renamed, at an interruption too.
+fn partial_in(folder: &Path) -> Result<(tempfile::NamedTempFile, Guard)> {
+    let make = || {
+        tempfile::Builder::new()
+            .prefix(".tpvit-")
+            .suffix(".partial")
+            .permissions_as_new_file()
+            .tempfile_in(folder)
+    };
+    Guard::make(make, |file| file.path().to_owned())
         .with_context(|| format!("cannot write in folder {}", folder.display()))
 }
 
