@@ -525,6 +525,32 @@ fn tensors_that_do_not_fit_are_refused() {
     }
 }
 
+/// Every tensor but the first on the place of the one before it: whole, or its last
+/// 64 bytes.
+#[test]
+fn tensors_cannot_overlap() {
+    let sections = raw::split(GOLDEN);
+    let bytes = &sections[raw::TENSORS].bytes;
+    let count = u32_at(bytes, 0) as usize;
+    let mut at = 4;
+    let mut places = Vec::new();
+    for _ in 0..count {
+        let name_len = usize::from(u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()));
+        at += 2 + name_len + 2 + 8; // name, role and bits, shape
+        places.push((at, raw::u64_at(bytes, at), raw::u64_at(bytes, at + 8)));
+        at += 16;
+    }
+    assert!(count > 10 && at == bytes.len(), "the table is understood");
+    for pair in places.windows(2) {
+        let ((_, before, _), (at, own, _)) = (pair[0], pair[1]);
+        for offset in [before, own - 64] {
+            let error = refused(&with_bytes(raw::TENSORS, at, &offset.to_le_bytes()));
+            let placed = matches!(error, ParseError::TensorPlace { what: "offset", .. });
+            assert!(placed, "{error}");
+        }
+    }
+}
+
 /// A consistent program that wants 4 GiB of weights from a file of 5 KB.
 #[test]
 fn a_small_file_cannot_claim_large_tensors() {

@@ -195,13 +195,18 @@ fn damaged_files_are_refused() {
         vit.refused(&["model.safetensors", word]);
     }
     type Change = fn(&mut serde_json::Value, &mut Vec<u8>);
-    let changes: [(Change, &[&str]); 8] = [
+    let changes: [(Change, &[&str]); 9] = [
         (
             |h, _| drop(h.as_object_mut().unwrap().remove("vit.layernorm.weight")),
             &["norm.weight"],
         ),
         (
-            |h, _| h["extra.weight"] = h["vit.layernorm.weight"].clone(),
+            |h, data| {
+                let place = [data.len(), data.len() + 4];
+                h["extra.weight"] =
+                    serde_json::json!({"dtype": "F32", "shape": [1], "data_offsets": place});
+                data.extend([0; 4]);
+            },
             &["extra.weight", "belongs to no part"],
         ),
         (
@@ -225,6 +230,13 @@ fn damaged_files_are_refused() {
         (
             |h, _| h["vit.layernorm.weight"]["data_offsets"] = serde_json::json!([0, 1_u64 << 40]),
             &["vit.layernorm.weight", "lies at"],
+        ),
+        (
+            |h, _| {
+                let place = h["vit.layernorm.weight"]["data_offsets"].clone();
+                h["vit.layernorm.bias"]["data_offsets"] = place;
+            },
+            &["vit.layernorm.bias", "vit.layernorm.weight", "share bytes"],
         ),
         (
             |h, data| {

@@ -113,13 +113,30 @@ fn header(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     let entries = json.as_object().ok_or("its header is no object")?;
     let start = bytes.len() - data.len();
     let tensors = entries.iter().filter(|(name, _)| *name != "__metadata__");
-    tensors
-        .map(|(name, entry)| {
-            let found = tensor(entry, data.len(), start);
-            let found = found.map_err(|problem| format!("tensor {name:?} {problem}"))?;
-            Ok((name.clone(), found))
-        })
-        .collect()
+    let tensors = tensors.map(|(name, entry)| {
+        let found = tensor(entry, data.len(), start);
+        let found = found.map_err(|problem| format!("tensor {name:?} {problem}"))?;
+        Ok((name.clone(), found))
+    });
+    let tensors = tensors.collect::<Result<_, String>>()?;
+    check_overlap(&tensors)?;
+    Ok(tensors)
+}
+
+/// Each byte is one tensor's, as the format demands: a file of many names for the same
+/// bytes would be as many times as large in memory.
+fn check_overlap(tensors: &BTreeMap<String, Entry>) -> Result<(), String> {
+    let filled = tensors.iter().filter(|(_, entry)| !entry.place.is_empty());
+    let mut places: Vec<_> = filled.map(|(name, entry)| (&entry.place, name)).collect();
+    places.sort_by_key(|(place, _)| place.start);
+    for pair in places.windows(2) {
+        if let [(before, first), (after, second)] = pair
+            && before.end > after.start
+        {
+            return Err(format!("tensors {first:?} and {second:?} share bytes"));
+        }
+    }
+    Ok(())
 }
 
 fn tensor(entry: &Value, data_len: usize, start: usize) -> Result<Entry, String> {
