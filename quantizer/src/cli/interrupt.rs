@@ -4,7 +4,8 @@
 //! Files under temporary names vanish, and then the signal does what it does to
 //! programs that ignore it not: a shell shows 130 after Ctrl-C and stops its own
 //! loop. Before the first such file nothing has to be done, so nothing is caught.
-//! Where there are no signals, a temporary file stays.
+//! Where there are no signals, a temporary file stays, and so it does in the run-only
+//! build, whose one file is that of `run --features`: catching takes 28 kB of its 2 MB.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,7 +44,7 @@ impl Drop for Guard {
 }
 
 /// Waits for signals from now on.
-#[cfg(unix)]
+#[cfg(all(unix, feature = "onnx"))]
 fn watch() {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use signal_hook::iterator::Signals;
@@ -79,12 +80,12 @@ fn watch() {
     });
 }
 
-#[cfg(not(unix))]
+#[cfg(not(all(unix, feature = "onnx")))]
 fn watch() {}
 
 /// The signals that whoever started the command had ignored, as `nohup` and `&` of a
 /// script do: bit 0 is signal 1. Only Linux tells.
-#[cfg(unix)]
+#[cfg(all(unix, feature = "onnx"))]
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
