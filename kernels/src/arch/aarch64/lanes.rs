@@ -176,6 +176,24 @@ impl Lanes for Neon {
         quarters!(vmulq_s32, a, b)
     }
     #[inline(always)]
+    fn greater_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        quarters!(vmaxq_s32, a, b)
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::I) -> i32 {
+        let lo = neon!(vmaxq_s32(x[0], x[1]));
+        let hi = neon!(vmaxq_s32(x[2], x[3]));
+        let four = neon!(vmaxq_s32(lo, hi));
+        neon!(vmaxvq_s32(four))
+    }
+    #[inline(always)]
+    fn store_i32(self, x: Self::I, out: &mut [i32; 16]) {
+        let (quarters, _) = out.as_chunks_mut::<4>();
+        for (quarter, x) in quarters.iter_mut().zip(x) {
+            neon!(vst1q_s32(quarter.as_mut_ptr(), x));
+        }
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         quarters!(vcvtq_f32_s32, x)
     }

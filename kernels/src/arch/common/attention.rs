@@ -17,11 +17,12 @@
 //! method, then the sums of each key and of each value column (i32).
 
 use super::{
-    epilogue::{Quant16, copy, each, sixteen},
+    epilogue::{Quant, put_u8, sixteen},
     gemm::Tile,
+    lanes::Lanes,
     panels::Layout,
     scratch::{cut, cut_len},
-    softmax::{BLOCK, Codebook, MAX_PLANES, Row, offsets, row_max},
+    softmax::{BLOCK, Codebook, MAX_PLANES, Row, offsets},
     widen::{wide_row_len, widen_codes},
 };
 use core::ops::Range;
@@ -229,6 +230,9 @@ pub(crate) struct ScoreTile<'a, const MR: usize> {
     pub(crate) panels: &'a [u8],
     /// What the sums begin with, sixteen for each panel.
     pub(crate) start: &'a [[i32; 16]],
+    /// What is added to the scores, laid out as they are; nothing if `bias_stride` is 0.
+    pub(crate) bias: &'a [i32],
+    pub(crate) bias_stride: usize,
     /// The first row's scores, from the tile's first key on.
     pub(crate) scores: &'a mut [i32],
     /// Scores from row to row.
@@ -238,58 +242,79 @@ pub(crate) struct ScoreTile<'a, const MR: usize> {
 }
 
 impl<const MR: usize> ScoreTile<'_, MR> {
+    /// The biases of row `r`, if there are any. Rows that do not exist have the last one's.
+    #[inline(always)]
+    pub(crate) fn bias_row(&self, r: usize) -> Option<&[[i32; 16]]> {
+        if self.bias_stride == 0 {
+            return None;
+        }
+        let at = usize::min(r, self.rows - 1) * self.bias_stride;
+        let (blocks, _) = self.bias[at..].as_chunks::<16>();
+        Some(&blocks[..self.start.len()])
+    }
+
     /// Runs the tile of a matrix product on each panel: `tile(q, stride, rows, panel, acc)`.
     #[inline(always)]
-    pub(crate) fn by_panel(self, tile: impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, 1>)) {
+    pub(crate) fn by_panel<L: Lanes>(
+        self,
+        l: L,
+        tile: impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, 1>),
+    ) {
         let mut acc = [[[0; 16]; 1]; MR];
         let panel_len = self.panels.len() / self.start.len();
         for (v, start) in self.start.iter().enumerate() {
             let panel = &self.panels[v * panel_len..][..panel_len];
             tile(self.q, self.stride, self.rows, panel, &mut acc);
             for (r, [sums]) in acc[..self.rows].iter().enumerate() {
-                let mut scores = [0; 16];
-                for (i, score) in scores.iter_mut().enumerate() {
-                    *score = sums[i].wrapping_add(start[i]);
-                    self.maxima[r][i] = i32::max(self.maxima[r][i], *score);
+                let mut score = l.add_i32(l.load_i32(sums), l.load_i32(start));
+                if let Some(bias) = self.bias_row(r) {
+                    score = l.add_i32(score, l.load_i32(&bias[v]));
                 }
-                copy(
-                    &mut self.scores[r * self.score_stride + 16 * v..][..16],
-                    &scores,
-                );
+                let max = l.greater_i32(l.load_i32(&self.maxima[r]), score);
+                l.store_i32(max, &mut self.maxima[r]);
+                let (blocks, _) = self.scores[r * self.score_stride..].as_chunks_mut::<16>();
+                l.store_i32(score, &mut blocks[v]);
             }
         }
     }
 }
 
 /// The epilogue of sixteen columns of a head.
-struct HeadColumns {
-    zero: [i32; 16],
-    scale: [f32; 16],
-    quant: Quant16,
+struct HeadColumns<L: Lanes> {
+    zero: L::I,
+    scale: L::F,
+    /// What a constant added to every multiplier owes.
+    owed: L::I,
+    quant: Quant<L>,
 }
 
-impl HeadColumns {
+impl<L: Lanes> HeadColumns<L> {
     #[inline(always)]
-    fn new(requant: &HeadRequant, center: u8, start: usize) -> Self {
-        let zero = each(&sixteen(requant.v_zero, start), |zero| {
-            i32::from(zero) - i32::from(center)
-        });
+    fn new(
+        l: L,
+        requant: &HeadRequant,
+        center: u8,
+        start: usize,
+        column_sums: &[i32; 16],
+        h: i32,
+    ) -> Self {
+        let zero = l.load_u8(&sixteen(requant.v_zero, start));
         Self {
-            zero,
-            scale: sixteen(requant.v_scale, start),
-            quant: Quant16::new(&requant.quant, start),
+            zero: l.sub_i32(zero, l.splat_i32(i32::from(center))),
+            scale: l.load(&sixteen(requant.v_scale, start)),
+            owed: l.mul_i32(l.load_i32(column_sums), l.splat_i32(h)),
+            quant: Quant::new::<false>(l, &requant.quant, start),
         }
     }
 
-    /// Codes of the sums `p` of a row with multiplier sum `r` and factor `f`.
+    /// Stores codes of the sums `p` of a row with multiplier sum `r` and factor `f`.
     #[inline(always)]
-    fn codes(&self, p: &[i32; 16], r: i32, f: f32) -> [u8; 16] {
-        let mut y = [0.0; 16];
-        for i in 0..16 {
-            let exact = p[i].wrapping_sub(self.zero[i].wrapping_mul(r));
-            y[i] = (exact as f32 * f) * self.scale[i];
-        }
-        self.quant.codes(&y)
+    fn store(&self, l: L, p: &[i32; 16], r: i32, f: f32, out: &mut [u8]) {
+        let exact = l.sub_i32(l.load_i32(p), self.owed);
+        let exact = l.sub_i32(exact, l.mul_i32(self.zero, l.splat_i32(r)));
+        let y = l.mul(l.mul(l.to_f32(exact), l.splat(f)), self.scale);
+        let [codes] = self.quant.codes(l, [y]);
+        put_u8(l, out, codes);
     }
 }
 
@@ -304,28 +329,16 @@ fn words(bytes: &[u8], start: usize) -> [i32; 16] {
     out
 }
 
-/// Adds the bias of a row to its scores, and finds their maxima, by lane.
-#[inline(always)]
-fn add_bias(scores: &mut [i32], bias: &[i32], maxima: &mut [i32; 16]) {
-    *maxima = [i32::MIN; 16];
-    let (scores, _) = scores.as_chunks_mut::<16>();
-    let (bias, _) = bias.as_chunks::<16>();
-    for (scores, bias) in scores.iter_mut().zip(bias) {
-        for i in 0..16 {
-            scores[i] = scores[i].wrapping_add(bias[i]);
-            maxima[i] = i32::max(maxima[i], scores[i]);
-        }
-    }
-}
-
 /// Runs the nest, for a packed head or for cells that are packed one by one.
 ///
-/// `pack` packs the keys and values of a cell. `keys` computes a tile of scores. `values(entries, stride, rows, panels, acc)` sums
-/// over the tokens, for `1 ..= NV` panels; what lies beyond the tokens in a row of
+/// `pack` packs the keys and values of a cell. `keys` computes a tile of scores.
+/// `values(entries, stride, rows, panels, acc)` sums over the tokens, for `1 ..= NV` panels; what lies beyond the tokens in a row of
 /// entries is 0. `encode(row, entries)` looks the entries of a row up, as
 /// [`super::softmax::Coder::encode`] does, and returns the sum of its multipliers.
 #[inline(always)]
-pub(crate) fn drive<const MR: usize, const NV: usize>(
+#[expect(clippy::too_many_arguments, reason = "one loop nest")]
+pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
+    l: L,
     layout: &HeadLayout,
     book: &Codebook,
     call: AttentionCall,
@@ -381,8 +394,8 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
         // The row of a query among those given, and of its result.
         let row_of = |i: usize| first.wrapping_add(lines.row(i));
         for (block, start) in start.iter_mut().enumerate() {
-            let sums = words(&packed[parts.key_sums..], 16 * block);
-            *start = each(&sums, |sum| q_zero.wrapping_neg().wrapping_mul(sum));
+            let sums = l.load_i32(&words(&packed[parts.key_sums..], 16 * block));
+            l.store_i32(l.mul_i32(sums, l.splat_i32(-q_zero)), start);
             for no_key in &mut start[usize::min(16, tokens - 16 * block)..] {
                 *no_key = NO_KEY;
             }
@@ -420,22 +433,24 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
                     rows,
                     panels: &packed[first * parts.key_panel..][..count * parts.key_panel],
                     start: &start[first..first + count],
+                    bias: bias
+                        .get(i * parts.key_len + 16 * first..)
+                        .unwrap_or_default(),
+                    bias_stride: if bias.is_empty() { 0 } else { parts.key_len },
                     scores: &mut scores[16 * first..],
                     score_stride: row_len,
                     maxima: &mut maxima,
                 });
             }
-            if !bias.is_empty() {
-                for (r, maxima) in maxima[..rows].iter_mut().enumerate() {
-                    let bias = &bias[(i + r) * parts.key_len..][..parts.key_len];
-                    add_bias(&mut scores[r * row_len..][..parts.key_len], bias, maxima);
-                }
+            let mut largest = [0; MR];
+            for (largest, maxima) in largest.iter_mut().zip(&maxima) {
+                *largest = l.largest(l.load_i32(maxima));
             }
-            let offsets = offsets(softmax.kind, scores, row_len, tokens, rows, &maxima);
+            let offsets = offsets(softmax.kind, scores, row_len, tokens, rows, &largest);
             let score_row = |r: usize| Row {
                 scores: &scores[r * row_len..][..row_len],
                 tokens,
-                max: row_max(&maxima[r]),
+                max: largest[r],
                 offset: offsets[r],
                 plane: MR * row_len,
             };
@@ -461,19 +476,14 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
                         }
                         for v in 0..count {
                             let start = (first + v) * 16;
-                            let columns = HeadColumns::new(requant, center, start);
-                            let owed = each(&words(&packed[parts.column_sums..], start), |sum| {
-                                sum.wrapping_mul(book.h)
-                            });
+                            let column_sums = words(&packed[parts.column_sums..], start);
+                            let columns =
+                                HeadColumns::new(l, requant, center, start, &column_sums, book.h);
                             let len = usize::min(16, head_dim - start);
                             for (r, row) in total[..rows].iter().enumerate() {
-                                let mut exact = row[v];
-                                for (exact, owed) in exact.iter_mut().zip(owed) {
-                                    *exact = exact.wrapping_sub(owed);
-                                }
                                 let at = row_of(i + r) * out.row_stride + out.col + start;
-                                let codes = columns.codes(&exact, sums[r], factors[r]);
-                                copy(&mut out.rows[at..at + len], &codes);
+                                let out = &mut out.rows[at..at + len];
+                                columns.store(l, &row[v], sums[r], factors[r], out);
                             }
                         }
                     }
@@ -486,16 +496,14 @@ pub(crate) fn drive<const MR: usize, const NV: usize>(
                         let sum = sum.wrapping_sub(form.constant().wrapping_mul(tokens as i32));
                         let f = row_factor(softmax, sum);
                         for start in (0..head_dim).step_by(16) {
-                            let columns = HeadColumns::new(requant, center, start);
                             let column_sums = words(&packed[parts.column_sums..], start);
-                            let mut exact = sixteen(shifted, start);
-                            for (exact, column_sum) in exact.iter_mut().zip(column_sums) {
-                                *exact =
-                                    exact.wrapping_sub(form.constant().wrapping_mul(column_sum));
-                            }
+                            let h = form.constant();
+                            let columns =
+                                HeadColumns::new(l, requant, center, start, &column_sums, h);
                             let at = row_of(i + r) * out.row_stride + out.col + start;
                             let len = usize::min(16, head_dim - start);
-                            copy(&mut out.rows[at..at + len], &columns.codes(&exact, sum, f));
+                            let out = &mut out.rows[at..at + len];
+                            columns.store(l, &sixteen(shifted, start), sum, f, out);
                         }
                     }
                 }

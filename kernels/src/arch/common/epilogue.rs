@@ -36,63 +36,6 @@ pub(crate) fn load<L: Lanes, const WHOLE: bool>(l: L, from: &[f32], start: usize
     l.load(&block::<f32, WHOLE>(from, start))
 }
 
-/// `f` of each entry. A loop, because `[T; N]::map` is not always inlined.
-#[inline(always)]
-pub(crate) fn each<T: Copy, U: Copy + Default>(x: &[T; 16], f: impl Fn(T) -> U) -> [U; 16] {
-    let mut out = [U::default(); 16];
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = f(x);
-    }
-    out
-}
-
-/// The quantizer of sixteen columns, for values in arrays.
-#[derive(Clone, Copy)]
-pub(crate) struct Quant16 {
-    inv_scale: [f32; 16],
-    lo: [f32; 16],
-    hi: [f32; 16],
-    /// Zero point minus the bits of MAGIC.
-    offset: [i32; 16],
-}
-
-impl Quant16 {
-    /// Columns `start ..` of `quant`.
-    #[inline(always)]
-    pub(crate) fn new(quant: &ActQuant, start: usize) -> Self {
-        Self::from_blocks(
-            &sixteen(quant.inv_scale, start),
-            &sixteen(quant.zero_point, start),
-            quant.max_code,
-        )
-    }
-
-    /// From whole blocks.
-    #[inline(always)]
-    pub(crate) fn from_blocks(inv_scale: &[f32; 16], zero_point: &[u8; 16], max_code: u8) -> Self {
-        let max = f32::from(max_code);
-        Self {
-            inv_scale: *inv_scale,
-            lo: each(zero_point, |zero| -f32::from(zero)),
-            hi: each(zero_point, |zero| max - f32::from(zero)),
-            offset: each(zero_point, |zero| i32::from(zero) - MAGIC.to_bits() as i32),
-        }
-    }
-
-    /// Sixteen codes: [`crate::reference::quantize::code`].
-    #[inline(always)]
-    pub(crate) fn codes(&self, y: &[f32; 16]) -> [u8; 16] {
-        let mut codes = [0; 16];
-        for i in 0..16 {
-            let t = y[i] * self.inv_scale[i];
-            let t = if t > self.lo[i] { t } else { self.lo[i] };
-            let t = if t < self.hi[i] { t } else { self.hi[i] };
-            codes[i] = ((t + MAGIC).to_bits() as i32).wrapping_add(self.offset[i]) as u8;
-        }
-        codes
-    }
-}
-
 /// The quantizer of sixteen columns, in registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Quant<L: Lanes> {
@@ -342,16 +285,8 @@ pub(crate) fn put<L: Lanes>(l: L, out: &mut [f32], y: L::F) {
     }
 }
 
-/// Copies the first entries of a block; a whole block is one vector store.
-#[inline(always)]
-pub(crate) fn copy<T: Copy>(out: &mut [T], block: &[T; 16]) {
-    if let Some(whole) = out.first_chunk_mut::<16>() {
-        *whole = *block;
-    } else {
-        copy_part(out, block);
-    }
-}
-
+/// Copies the first entries of a block.
+///
 /// Out of line: inlined, it is merged with the whole block into one `memcpy`.
 #[cold]
 #[inline(never)]

@@ -56,6 +56,10 @@ pub(crate) trait Lanes: Copy {
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn greater_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The largest of all lanes.
+    fn largest(self, x: Self::I) -> i32;
+    fn store_i32(self, x: Self::I, out: &mut [i32; 16]);
     /// Rounds to nearest even.
     fn to_f32(self, x: Self::I) -> Self::F;
     /// Integers of 0 to 255 as bytes.
@@ -202,6 +206,23 @@ impl Lanes for Arrays {
     #[inline(always)]
     fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I {
         zip(&a, &b, i32::wrapping_mul)
+    }
+    #[inline(always)]
+    fn greater_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(&a, &b, i32::max)
+    }
+    #[inline(always)]
+    fn largest(self, mut x: Self::I) -> i32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                x[i] = i32::max(x[i], x[i + half]);
+            }
+        }
+        x[0]
+    }
+    #[inline(always)]
+    fn store_i32(self, x: Self::I, out: &mut [i32; 16]) {
+        *out = x;
     }
     #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {

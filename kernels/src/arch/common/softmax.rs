@@ -129,13 +129,6 @@ pub(crate) struct Row<'a> {
     pub(crate) plane: usize,
 }
 
-/// The largest of sixteen lanes. Asked for one row at a time: a loop over rows would
-/// become a vector of rows, gathered lane by lane.
-#[inline(always)]
-pub(crate) fn row_max(lanes: &[i32; 16]) -> i32 {
-    lanes.iter().fold(i32::MIN, |max, &x| i32::max(max, x))
-}
-
 /// Sixteen lanes to one: 8, 4, 2, 1 apart. Each line is one vector operation.
 #[inline(always)]
 fn tree16(lanes: &[f32; 16]) -> f32 {
@@ -149,7 +142,7 @@ fn tree16(lanes: &[f32; 16]) -> f32 {
 
 /// What is added to every `64 * d` of each row:
 /// [`crate::reference::softmax_codes::offset`]. A row has `tokens` scores in whole
-/// blocks, `stride` after those of the row before; `maxima` are its largest, by lane.
+/// blocks, `stride` after those of the row before; `largest` is its maximum.
 /// Only the first `rows` exist.
 ///
 /// One row's logarithm and divisions would wait for each other; those of a block
@@ -161,7 +154,7 @@ pub(crate) fn offsets<const MR: usize>(
     stride: usize,
     tokens: usize,
     rows: usize,
-    maxima: &[[i32; 16]; MR],
+    largest: &[i32; MR],
 ) -> [i32; MR] {
     let mut offsets = [0; MR];
     if tokens == 0 {
@@ -171,9 +164,9 @@ pub(crate) fn offsets<const MR: usize>(
         SoftmaxKind::RowMax => {}
         SoftmaxKind::Static { alpha, scale: _ } => {
             let mut z = [1.0; MR];
-            for (r, (z, maxima)) in z[..rows].iter_mut().zip(maxima).enumerate() {
+            for (r, (z, &max)) in z[..rows].iter_mut().zip(largest).enumerate() {
                 let scores = &scores[r * stride..][..stride];
-                *z = denominator(scores, tokens, alpha, row_max(maxima));
+                *z = denominator(scores, tokens, alpha, max);
             }
             for (offset, z) in offsets.iter_mut().zip(z) {
                 *offset = round_nonnegative(64.0 * log2(z) / alpha);

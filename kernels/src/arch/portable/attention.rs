@@ -5,6 +5,7 @@ use crate::{
     HeadShape, KeysValues,
     arch::common::{
         attention::{HeadLayout, drive},
+        lanes::Arrays,
         softmax::{Codebook, Coder},
     },
     table::AttentionCall,
@@ -41,14 +42,16 @@ pub(super) fn attention(call: AttentionCall) {
     } = *call.shape;
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
     let coder = Coder::new(&book);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Arrays,
         &LAYOUT,
         &book,
         call,
         attention_pack,
         |scores| {
-            scores
-                .by_panel(|q, stride, rows, panel, acc| tile(q, stride, rows, head_dim, panel, acc))
+            scores.by_panel(Arrays, |q, stride, rows, panel, acc| {
+                tile(q, stride, rows, head_dim, panel, acc)
+            })
         },
         |entries, stride, rows, panel, acc| tile(entries, stride, rows, tokens, panel, acc),
         |row, out| coder.encode(row, out),

@@ -4,10 +4,13 @@
 use super::tile::{MR, PANELS, shift, tile_of_rows};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::{
-        attention::{HeadLayout, drive},
-        panels::Layout,
-        softmax::{Codebook, Coder},
+    arch::{
+        aarch64::lanes::Neon,
+        common::{
+            attention::{HeadLayout, drive},
+            panels::Layout,
+            softmax::{Codebook, Coder},
+        },
     },
     table::AttentionCall,
 };
@@ -54,13 +57,14 @@ pub(super) fn attention(call: AttentionCall) {
     let shift = shift(act_max);
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
     let coder = Coder::new(&book);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Neon::new(),
         &layout(&shape),
         &book,
         call,
         |shape, keys_values, out| attention_pack(shape, keys_values, out),
         |scores| {
-            scores.by_panel(|q, stride, rows, panel, acc| {
+            scores.by_panel(Neon::new(), |q, stride, rows, panel, acc| {
                 tile_of_rows(shift, q, stride, rows, head_dim, panel, acc)
             })
         },

@@ -5,9 +5,12 @@
 use super::tile::{MR, PANELS, tile_of_rows};
 use crate::{
     HeadShape, KeysValues,
-    arch::common::{
-        attention::{HeadLayout, drive},
-        softmax::{Codebook, Coder},
+    arch::{
+        aarch64::lanes::Neon,
+        common::{
+            attention::{HeadLayout, drive},
+            softmax::{Codebook, Coder},
+        },
     },
     table::AttentionCall,
 };
@@ -44,13 +47,14 @@ pub(super) fn attention(call: AttentionCall) {
     } = *call.shape;
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
     let coder = Coder::new(&book);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Neon::new(),
         &LAYOUT,
         &book,
         call,
         |shape, keys_values, out| attention_pack(shape, keys_values, out),
         |scores| {
-            scores.by_panel(|q, stride, rows, panel, acc| {
+            scores.by_panel(Neon::new(), |q, stride, rows, panel, acc| {
                 tile_of_rows(q, stride, rows, head_dim, panel, acc)
             })
         },

@@ -10,10 +10,13 @@ use super::{
 };
 use crate::{
     HeadShape, KeysValues,
-    arch::common::{
-        attention::{HeadLayout, drive},
-        panels::Layout,
-        softmax::{Codebook, Coder},
+    arch::{
+        aarch64::lanes::Neon,
+        common::{
+            attention::{HeadLayout, drive},
+            panels::Layout,
+            softmax::{Codebook, Coder},
+        },
     },
     table::AttentionCall,
 };
@@ -80,13 +83,14 @@ pub(super) fn attention(call: AttentionCall) {
     let values = values(&shape);
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
     let coder = Coder::new(&book);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Neon::new(),
         &layout(&shape),
         &book,
         call,
         |shape, keys_values, out| attention_pack(shape, keys_values, out),
         |scores| {
-            scores.by_panel(|q, stride, rows, panel, acc| {
+            scores.by_panel(Neon::new(), |q, stride, rows, panel, acc| {
                 tile_of_rows(keys, q, stride, rows, head_dim, panel, acc)
             })
         },

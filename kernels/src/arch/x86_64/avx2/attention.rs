@@ -8,6 +8,7 @@ use super::{
     attention_pack::{pack_bytes, pack_wide},
     attention_tile::{scores, values},
     codes::{Codes, encode},
+    lanes::Ymm,
     tile::{BYTES, MR, Path, WORDS, path, spill},
 };
 use crate::{
@@ -73,7 +74,8 @@ pub(super) fn attention(call: AttentionCall) {
     let value_spill = spill((1 << PLANE_BITS) - 1, shape.center());
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
     let codes = Codes::new(&book);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Ymm::new(),
         layout(&shape),
         &book,
         call,

@@ -127,6 +127,14 @@ pub(super) fn scores(path: Path, k: usize, tile: ScoreTile<'_, MR>) {
     let (panel, _) = tile.panels.as_chunks::<64>();
     let (start, _) = tile.start[0].as_chunks::<8>();
     let mut sums = [[load_sums(&start[0]), load_sums(&start[1])]; MR];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        if let Some(bias) = tile.bias_row(r) {
+            let (bias, _) = bias[0].as_chunks::<8>();
+            for (sum, bias) in sums.iter_mut().zip(bias) {
+                *sum = _mm256_add_epi32(*sum, load_sums(bias));
+            }
+        }
+    }
     match path {
         Path::Bytes { spill } => {
             let all = Rows::<MR, 4>::repeated(tile.q, tile.stride, tile.rows, k);

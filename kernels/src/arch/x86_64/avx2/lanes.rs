@@ -143,6 +143,29 @@ impl Lanes for Ymm {
         halves!(_mm256_mullo_epi32, a, b)
     }
     #[inline(always)]
+    fn greater_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        halves!(_mm256_max_epi32, a, b)
+    }
+    #[inline(always)]
+    fn largest(self, [lo, hi]: Self::I) -> i32 {
+        let eight = avx2!(_mm256_max_epi32(lo, hi));
+        let low = avx2!(_mm256_castsi256_si128(eight));
+        let high = avx2!(_mm256_extracti128_si256::<1>(eight));
+        let four = avx2!(_mm_max_epi32(low, high));
+        let high = avx2!(_mm_shuffle_epi32::<0b11_10_11_10>(four));
+        let two = avx2!(_mm_max_epi32(four, high));
+        let high = avx2!(_mm_shuffle_epi32::<0b01_01_01_01>(two));
+        let one = avx2!(_mm_max_epi32(two, high));
+        avx2!(_mm_cvtsi128_si32(one))
+    }
+    #[inline(always)]
+    fn store_i32(self, x: Self::I, out: &mut [i32; 16]) {
+        let (halves, _) = out.as_chunks_mut::<8>();
+        for (half, x) in halves.iter_mut().zip(x) {
+            avx2!(_mm256_storeu_si256(half.as_mut_ptr().cast(), x));
+        }
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         halves!(_mm256_cvtepi32_ps, x)
     }

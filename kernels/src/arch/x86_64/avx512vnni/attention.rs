@@ -3,6 +3,7 @@
 use super::{
     attention_tile::{MR, NV, scores, values},
     codes::encode,
+    lanes::Zmm,
     tile::panels,
 };
 use crate::{
@@ -51,7 +52,8 @@ pub(super) fn attention(call: AttentionCall) {
     } = *call.shape;
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
     let search = Search::new(&book);
-    drive::<MR, NV>(
+    drive::<_, MR, NV>(
+        Zmm::new(),
         &LAYOUT,
         &book,
         call,

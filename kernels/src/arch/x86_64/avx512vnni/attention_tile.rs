@@ -18,8 +18,8 @@
 //! registers with its constants, and be spilled.
 
 use core::arch::x86_64::{
-    __m512i, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_max_epi32, _mm512_set1_epi32,
-    _mm512_setzero_si512, _mm512_storeu_si512,
+    __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_max_epi32,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 use crate::arch::common::{attention::ScoreTile, gemm::Tile, rows::Rows};
@@ -113,6 +113,13 @@ fn scores_of<const N: usize>(k: usize, tile: ScoreTile<'_, MR>) {
         *sum = load_sums(start);
     }
     let mut sums = [first; MR];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        if let Some(bias) = tile.bias_row(r) {
+            for (sum, bias) in sums.iter_mut().zip(bias) {
+                *sum = _mm512_add_epi32(*sum, load_sums(bias));
+            }
+        }
+    }
     let groups = k / 4;
     let rows = all.groups(0, groups);
     let mut whole = panels;

@@ -118,6 +118,18 @@ impl Lanes for Zmm {
         avx512!(_mm512_mullo_epi32(a, b))
     }
     #[inline(always)]
+    fn greater_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        avx512!(_mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::I) -> i32 {
+        avx512!(_mm512_reduce_max_epi32(x))
+    }
+    #[inline(always)]
+    fn store_i32(self, x: Self::I, out: &mut [i32; 16]) {
+        avx512!(_mm512_storeu_si512(out.as_mut_ptr().cast(), x));
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         avx512!(_mm512_cvtepi32_ps(x))
     }

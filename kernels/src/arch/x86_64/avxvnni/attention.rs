@@ -14,6 +14,7 @@ use crate::{
         x86_64::avx2::{
             attention_pack::pack_bytes,
             codes::{Codes, encode},
+            lanes::Ymm,
         },
     },
     table::AttentionCall,
@@ -53,7 +54,8 @@ pub(super) fn attention(call: AttentionCall) {
     } = *call.shape;
     let book = Codebook::new(call.softmax, &call.method, PLANE_BITS);
     let codes = Codes::new(&book);
-    drive::<MR, 1>(
+    drive::<_, MR, 1>(
+        Ymm::new(),
         &LAYOUT,
         &book,
         call,

@@ -5,8 +5,8 @@
 //! registers with its constants, and be spilled.
 
 use core::arch::x86_64::{
-    __m256i, _mm256_dpbusd_avx_epi32, _mm256_loadu_si256, _mm256_max_epi32, _mm256_set1_epi32,
-    _mm256_setzero_si256, _mm256_storeu_si256,
+    __m256i, _mm256_add_epi32, _mm256_dpbusd_avx_epi32, _mm256_loadu_si256, _mm256_max_epi32,
+    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256,
 };
 
 use super::tile::MR;
@@ -62,6 +62,14 @@ pub(super) fn scores(k: usize, tile: ScoreTile<'_, MR>) {
     let (panel, _) = tile.panels.as_chunks::<64>();
     let (start, _) = tile.start[0].as_chunks::<8>();
     let mut sums = [[load_sums(&start[0]), load_sums(&start[1])]; MR];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        if let Some(bias) = tile.bias_row(r) {
+            let (bias, _) = bias[0].as_chunks::<8>();
+            for (sum, bias) in sums.iter_mut().zip(bias) {
+                *sum = _mm256_add_epi32(*sum, load_sums(bias));
+            }
+        }
+    }
     let groups = k / 4;
     let rows = all.groups(0, groups);
     for (g, group) in panel[..groups].iter().enumerate() {
