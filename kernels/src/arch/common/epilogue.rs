@@ -185,24 +185,32 @@ impl<'a> Epilogue<'a> {
             v,
             row_sums: self.a_row_sums.map(|sums| &sums[i..]),
         };
+        if columns.start + 16 > self.n {
+            for r in 0..rows.len() {
+                self.store_rows::<L, NV, 1, false>(l, i, &block, r);
+            }
+            return;
+        }
         let mut r = 0;
         while L::CHAINS >= 4 && r + 4 <= rows.len() {
-            self.store_rows::<L, NV, 4>(l, i, &block, r);
+            self.store_rows::<L, NV, 4, true>(l, i, &block, r);
             r += 4;
         }
         while L::CHAINS >= 2 && r + 2 <= rows.len() {
-            self.store_rows::<L, NV, 2>(l, i, &block, r);
+            self.store_rows::<L, NV, 2, true>(l, i, &block, r);
             r += 2;
         }
         while r < rows.len() {
-            self.store_rows::<L, NV, 1>(l, i, &block, r);
+            self.store_rows::<L, NV, 1, true>(l, i, &block, r);
             r += 1;
         }
     }
 
-    /// The epilogues of `R` rows, side by side.
+    /// The epilogues of `R` rows, side by side; of sixteen columns if `WHOLE`. Where
+    /// results belong is found first: a test between the stores of two rows would part
+    /// their chains again.
     #[inline(always)]
-    fn store_rows<L: Lanes, const NV: usize, const R: usize>(
+    fn store_rows<L: Lanes, const NV: usize, const R: usize, const WHOLE: bool>(
         &mut self,
         l: L,
         i: usize,
@@ -210,54 +218,98 @@ impl<'a> Epilogue<'a> {
         first: usize,
     ) {
         let (n, start) = (self.n, block.columns.start);
-        let len = usize::min(16, n - start);
+        let len = if WHOLE { 16 } else { n - start };
         let begin = (i + first) * n + start;
-        let y = block.y::<R>(l, first);
         let quant = &block.columns.quant;
         match &mut self.out {
-            Output::F32 { out } => put_rows(l, &mut out[begin..], n, len, y),
+            Output::F32 { out } => {
+                let rows = rows_mut::<f32, R>(&mut out[begin..], n, len);
+                put_rows::<L, R, WHOLE>(l, rows, block.y::<R>(l, first));
+            }
             Output::Residual { residual, out } => {
-                let residual = &residual[begin..];
-                let residual = interleave!(r, l.load(&sixteen(&residual[r * n..][..len], 0)));
+                let residual = load_rows::<L, R, WHOLE>(l, &residual[begin..], n, len);
+                let rows = rows_mut::<f32, R>(&mut out[begin..], n, len);
+                let y = block.y::<R>(l, first);
                 let sums = interleave!(r, l.add(residual[r], y[r]));
-                put_rows(l, &mut out[begin..], n, len, sums);
+                put_rows::<L, R, WHOLE>(l, rows, sums);
             }
             Output::Accumulate { inout } => {
-                let inout = &mut inout[begin..];
-                let residual = interleave!(r, l.load(&sixteen(&inout[r * n..][..len], 0)));
+                let residual = load_rows::<L, R, WHOLE>(l, &inout[begin..], n, len);
+                let rows = rows_mut::<f32, R>(&mut inout[begin..], n, len);
+                let y = block.y::<R>(l, first);
                 let sums = interleave!(r, l.add(residual[r], y[r]));
-                put_rows(l, inout, n, len, sums);
+                put_rows::<L, R, WHOLE>(l, rows, sums);
             }
             Output::Codes { out, quant: _ } => {
-                put_codes(l, &mut out[begin..], n, len, quant.codes(l, y));
+                let rows = rows_mut::<u8, R>(&mut out[begin..], n, len);
+                put_codes::<L, R, WHOLE>(l, rows, quant.codes(l, block.y::<R>(l, first)));
             }
             Output::GeluCodes { out, quant: _ } => {
-                put_codes(l, &mut out[begin..], n, len, quant.codes(l, gelu(l, y)));
+                let rows = rows_mut::<u8, R>(&mut out[begin..], n, len);
+                let y = gelu(l, block.y::<R>(l, first));
+                put_codes::<L, R, WHOLE>(l, rows, quant.codes(l, y));
             }
-            Output::Gelu { out } => put_rows(l, &mut out[begin..], n, len, gelu(l, y)),
+            Output::Gelu { out } => {
+                let rows = rows_mut::<f32, R>(&mut out[begin..], n, len);
+                put_rows::<L, R, WHOLE>(l, rows, gelu(l, block.y::<R>(l, first)));
+            }
         }
     }
 }
 
-/// Stores the first `len` floats of each of `R` rows, `n` apart.
+/// The first `len` entries of each of `R` rows, `n` apart; every one is there.
 #[inline(always)]
-fn put_rows<L: Lanes, const R: usize>(l: L, out: &mut [f32], n: usize, len: usize, y: [L::F; R]) {
-    for r in 0..R {
-        put(l, &mut out[r * n..][..len], y[r]);
+fn rows_mut<T, const R: usize>(out: &mut [T], n: usize, len: usize) -> [Option<&mut [T]>; R] {
+    let mut rest = out;
+    let mut rows = [const { None }; R];
+    for (r, row) in rows.iter_mut().enumerate() {
+        let (this, after) = rest.split_at_mut(if r + 1 < R { n } else { len });
+        *row = Some(&mut this[..len]);
+        rest = after;
+    }
+    rows
+}
+
+/// The first `len` floats of each of `R` rows, `n` apart.
+#[inline(always)]
+fn load_rows<L: Lanes, const R: usize, const WHOLE: bool>(
+    l: L,
+    from: &[f32],
+    n: usize,
+    len: usize,
+) -> [L::F; R] {
+    interleave!(r, load::<L, WHOLE>(l, &from[r * n..][..len], 0))
+}
+
+/// Stores floats of each of `R` rows.
+#[inline(always)]
+fn put_rows<L: Lanes, const R: usize, const WHOLE: bool>(
+    l: L,
+    rows: [Option<&mut [f32]>; R],
+    y: [L::F; R],
+) {
+    for (row, y) in rows.into_iter().flatten().zip(y) {
+        if WHOLE {
+            l.store(y, row.first_chunk_mut().expect("sixteen columns"));
+        } else {
+            put(l, row, y);
+        }
     }
 }
 
-/// Stores the first `len` codes of each of `R` rows, `n` apart.
+/// Stores codes of each of `R` rows.
 #[inline(always)]
-fn put_codes<L: Lanes, const R: usize>(
+fn put_codes<L: Lanes, const R: usize, const WHOLE: bool>(
     l: L,
-    out: &mut [u8],
-    n: usize,
-    len: usize,
+    rows: [Option<&mut [u8]>; R],
     codes: [L::I; R],
 ) {
-    for r in 0..R {
-        put_u8(l, &mut out[r * n..][..len], codes[r]);
+    for (row, codes) in rows.into_iter().flatten().zip(codes) {
+        if WHOLE {
+            l.store_u8(codes, row.first_chunk_mut().expect("sixteen columns"));
+        } else {
+            put_u8(l, row, codes);
+        }
     }
 }
 
