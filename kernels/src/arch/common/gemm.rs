@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! for panel in n / nr                 unpack it once; it stays in L1 or L2
-//!     for tile in m / MR              its rows of a stream past the panel
+//!     for tile in m / MR              its rows of a stream past the panel,
+//!                                     while part of the next panel is fetched
 //!         tile: MR x nr exact sums, all k
 //!         requantize and store them
 //! ```
@@ -32,8 +33,15 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
     tile: impl Fn(usize, usize, &[u8], &mut Tile<MR, NV>),
 ) {
     let mut acc = [[[0; 16]; NV]; MR];
+    // All weights of a model come from memory anew for each picture. A panel that one
+    // tile alone reads is not worth the trouble.
+    let lines_each = match m.div_ceil(MR) {
+        0 | 1 => 0,
+        tiles => panels.lines(0).len().div_ceil(tiles),
+    };
     for p in 0..n.div_ceil(16 * NV) {
         let bytes = panel(p, scratch, panels);
+        let mut next = panels.lines(p + 1);
         let mut columns = [epilogue.columns(l, p * NV * 16, &owed(panels, p, 0, shift)); NV];
         for (v, columns) in columns.iter_mut().enumerate().skip(1) {
             *columns = epilogue.columns(l, (p * NV + v) * 16, &owed(panels, p, v, shift));
@@ -42,6 +50,9 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
         let blocks = usize::min(NV, n.div_ceil(16) - p * NV);
         for i in (0..m).step_by(MR) {
             let rows = usize::min(MR, m - i);
+            for line in next.by_ref().take(lines_each) {
+                l.prefetch(line);
+            }
             tile(i, rows, bytes, &mut acc);
             for (v, columns) in columns[..blocks].iter().enumerate() {
                 epilogue.store(l, i, columns, v, &acc[..rows]);

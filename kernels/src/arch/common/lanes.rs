@@ -64,6 +64,8 @@ pub(crate) trait Lanes: Copy {
     fn to_f32(self, x: Self::I) -> Self::F;
     /// Integers of 0 to 255 as bytes.
     fn store_u8(self, x: Self::I, out: &mut [u8; 16]);
+    /// Asks for the cache line in which `bytes` begins, where the ISA can.
+    fn prefetch(self, _bytes: &[u8]) {}
 }
 
 /// `[value of 0, value of 1, .., value of R - 1]`, `R` being a constant in scope.

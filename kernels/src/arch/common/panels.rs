@@ -22,6 +22,8 @@
 //! With `sums`, each panel begins with the sum of each output's weights, `[nr]`
 //! i32, for tiles that shift the activations by a constant.
 
+use core::slice::Chunks;
+
 use crate::{BitWidth, GemmShape};
 
 /// The numbers that fix the order.
@@ -44,6 +46,9 @@ pub(crate) const fn nibbles(bits: BitWidth) -> bool {
         BitWidth::B6 | BitWidth::B8 => false,
     }
 }
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Codes unpacked at once: whole bytes at every width, whole pairs of groups at every `kr`.
 const CHUNK: usize = 64;
@@ -280,6 +285,14 @@ impl<'p> Panels<'p> {
             body.iter()
                 .fold(false, |held, &weight| held | (weight == lowest))
         })
+    }
+
+    /// The cache lines of panel `p` as stored, if there is such a panel.
+    #[inline(always)]
+    pub(crate) fn lines(&self, p: usize) -> Chunks<'p, u8> {
+        let len = self.layout.stored_len(self.k, self.bits);
+        let panel = self.packed.get(p * len..(p + 1) * len);
+        panel.unwrap_or_default().chunks(LINE)
     }
 
     /// The weight sum of each output of block `v` of panel `p`; 0 without `sums`.

@@ -180,6 +180,10 @@ impl Lanes for Ymm {
         let bytes = avx2!(_mm_shuffle_epi32::<0b11_01_10_00>(bytes));
         avx2!(_mm_storeu_si128(out.as_mut_ptr().cast(), bytes));
     }
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        avx2!(_mm_prefetch::<3>(bytes.as_ptr().cast())); // _MM_HINT_T0
+    }
 }
 
 #[inline(always)]

@@ -138,4 +138,8 @@ impl Lanes for Zmm {
         let bytes = avx512!(_mm512_cvtepi32_epi8(x));
         avx512!(_mm_storeu_si128(out.as_mut_ptr().cast(), bytes));
     }
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        avx512!(_mm_prefetch::<3>(bytes.as_ptr().cast())); // _MM_HINT_T0
+    }
 }
