@@ -318,6 +318,56 @@ impl<L: Lanes> HeadColumns<L> {
     }
 }
 
+/// Copies `len` bytes: the usual widths of a head by a few moves instead of a call.
+#[inline(always)]
+fn copy_row(to: &mut [u8], from: &[u8], len: usize) {
+    match len {
+        32 => to[..32].copy_from_slice(&from[..32]),
+        64 => to[..64].copy_from_slice(&from[..64]),
+        _ => to[..len].copy_from_slice(&from[..len]),
+    }
+}
+
+/// Rows of exact sums, and what makes codes of them.
+pub(crate) struct HeadSums<'a, const MR: usize, const NV: usize> {
+    pub(crate) sums: &'a Tile<MR, NV>,
+    /// How many rows and how many blocks of sixteen columns there are.
+    pub(crate) rows: usize,
+    pub(crate) blocks: usize,
+    /// The head's column with which the first block begins.
+    pub(crate) column: usize,
+    /// Of each row, the sum of its multipliers and the factor of its values.
+    pub(crate) multipliers: &'a [i32; MR],
+    pub(crate) factors: &'a [f32; MR],
+    /// What was added to each multiplier, and the sums of the values' columns.
+    pub(crate) h: i32,
+    pub(crate) column_sums: &'a [u8],
+    pub(crate) requant: &'a HeadRequant<'a>,
+    pub(crate) center: u8,
+    pub(crate) out: &'a mut [u8],
+    /// Where the first column of each row belongs.
+    pub(crate) places: [usize; MR],
+}
+
+impl<const MR: usize, const NV: usize> HeadSums<'_, MR, NV> {
+    /// Stores the codes.
+    #[inline(always)]
+    pub(crate) fn store<L: Lanes>(self, l: L) {
+        let head_dim = self.requant.v_zero.len();
+        for v in 0..self.blocks {
+            let start = self.column + 16 * v;
+            let column_sums = words(self.column_sums, start);
+            let columns =
+                HeadColumns::new(l, self.requant, self.center, start, &column_sums, self.h);
+            let len = usize::min(16, head_dim - start);
+            for (r, row) in self.sums[..self.rows].iter().enumerate() {
+                let out = &mut self.out[self.places[r] + 16 * v..][..len];
+                columns.store(l, &row[v], self.multipliers[r], self.factors[r], out);
+            }
+        }
+    }
+}
+
 /// Reads sixteen i32 of `bytes`.
 #[inline(always)]
 fn words(bytes: &[u8], start: usize) -> [i32; 16] {
@@ -335,6 +385,10 @@ fn words(bytes: &[u8], start: usize) -> [i32; 16] {
 /// `values(entries, stride, rows, panels, acc)` sums over the tokens, for `1 ..= NV` panels; what lies beyond the tokens in a row of
 /// entries is 0. `encode(row, entries)` looks the entries of a row up, as
 /// [`super::softmax::Coder::encode`] does, and returns the sum of its multipliers.
+/// `finish` is [`HeadSums::store`].
+///
+/// The hooks are functions of their own: inlined, their constants would be kept in
+/// registers here, and fetched again after each call.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "one loop nest")]
 pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
@@ -346,6 +400,7 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
     keys: impl Fn(ScoreTile<'_, MR>),
     values: impl Fn(&[u8], usize, usize, &[u8], &mut Tile<MR, NV>),
     encode: impl Fn(&Row, &mut [u8]) -> i32,
+    finish: impl Fn(HeadSums<'_, MR, NV>),
 ) {
     debug_assert_eq!(layout.mr, MR);
     let AttentionCall {
@@ -391,8 +446,6 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
             first,
             bias,
         } = source.block(cell, shape, queries, &pack);
-        // The row of a query among those given, and of its result.
-        let row_of = |i: usize| first.wrapping_add(lines.row(i));
         for (block, start) in start.iter_mut().enumerate() {
             let sums = l.load_i32(&words(&packed[parts.key_sums..], 16 * block));
             l.store_i32(l.mul_i32(sums, l.splat_i32(-q_zero)), start);
@@ -402,6 +455,11 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
         }
         for i in own.clone().step_by(MR) {
             let rows = usize::min(MR, own.end - i);
+            // The rows of the queries among those given, and of their results.
+            let mut places = [0; MR];
+            for (r, place) in places[..rows].iter_mut().enumerate() {
+                *place = first.wrapping_add(lines.row(i + r));
+            }
             let (q, q_stride, q_col) = if lines == Lines::ONE {
                 (
                     &queries.rows[i * queries.row_stride..],
@@ -409,13 +467,9 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
                     queries.col,
                 )
             } else {
-                for (r, to) in gathered
-                    .chunks_exact_mut(usize::max(1, head_dim))
-                    .take(rows)
-                    .enumerate()
-                {
-                    let from = row_of(i + r) * queries.row_stride + queries.col;
-                    to.copy_from_slice(&queries.rows[from..][..head_dim]);
+                for (r, &place) in places[..rows].iter().enumerate() {
+                    let from = &queries.rows[place * queries.row_stride + queries.col..];
+                    copy_row(&mut gathered[r * head_dim..], from, head_dim);
                 }
                 (&*gathered, head_dim, 0)
             };
@@ -474,18 +528,21 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
                             values(entries, row_len, rows, bytes, &mut acc);
                             add_shifted(&mut total, &acc, p as u32 * book.plane_bits);
                         }
-                        for v in 0..count {
-                            let start = (first + v) * 16;
-                            let column_sums = words(&packed[parts.column_sums..], start);
-                            let columns =
-                                HeadColumns::new(l, requant, center, start, &column_sums, book.h);
-                            let len = usize::min(16, head_dim - start);
-                            for (r, row) in total[..rows].iter().enumerate() {
-                                let at = row_of(i + r) * out.row_stride + out.col + start;
-                                let out = &mut out.rows[at..at + len];
-                                columns.store(l, &row[v], sums[r], factors[r], out);
-                            }
-                        }
+                        let column = 16 * first;
+                        finish(HeadSums {
+                            sums: &total,
+                            rows,
+                            blocks: count,
+                            column,
+                            multipliers: &sums,
+                            factors: &factors,
+                            h: book.h,
+                            column_sums: &packed[parts.column_sums..],
+                            requant,
+                            center,
+                            out: out.rows,
+                            places: places.map(|row| row * out.row_stride + out.col + column),
+                        });
                     }
                 }
                 AttentionMethod::Shift(form) => {
@@ -495,15 +552,22 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
                         let sum = shift_row(&entries[..tokens], values, parts.row_len, shifted);
                         let sum = sum.wrapping_sub(form.constant().wrapping_mul(tokens as i32));
                         let f = row_factor(softmax, sum);
-                        for start in (0..head_dim).step_by(16) {
-                            let column_sums = words(&packed[parts.column_sums..], start);
-                            let h = form.constant();
-                            let columns =
-                                HeadColumns::new(l, requant, center, start, &column_sums, h);
-                            let at = row_of(i + r) * out.row_stride + out.col + start;
-                            let len = usize::min(16, head_dim - start);
-                            let out = &mut out.rows[at..at + len];
-                            columns.store(l, &sixteen(shifted, start), sum, f, out);
+                        for column in (0..head_dim).step_by(16) {
+                            total[0][0] = sixteen(shifted, column);
+                            finish(HeadSums {
+                                sums: &total,
+                                rows: 1,
+                                blocks: 1,
+                                column,
+                                multipliers: &[sum; MR],
+                                factors: &[f; MR],
+                                h: form.constant(),
+                                column_sums: &packed[parts.column_sums..],
+                                requant,
+                                center,
+                                out: out.rows,
+                                places: [places[r] * out.row_stride + out.col + column; MR],
+                            });
                         }
                     }
                 }

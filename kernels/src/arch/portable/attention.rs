@@ -4,7 +4,7 @@ use super::tile::{MR, PANELS, tile};
 use crate::{
     HeadShape, KeysValues,
     arch::common::{
-        attention::{HeadLayout, drive},
+        attention::{HeadLayout, HeadSums, drive},
         lanes::Arrays,
         softmax::{Codebook, Coder},
     },
@@ -55,5 +55,11 @@ pub(super) fn attention(call: AttentionCall) {
         },
         |entries, stride, rows, panel, acc| tile(entries, stride, rows, tokens, panel, acc),
         |row, out| coder.encode(row, out),
+        finish,
     );
+}
+
+#[inline(never)]
+fn finish(sums: HeadSums<'_, MR, 1>) {
+    sums.store(Arrays);
 }

@@ -7,7 +7,7 @@ use crate::{
     arch::{
         aarch64::lanes::Neon,
         common::{
-            attention::{HeadLayout, drive},
+            attention::{HeadLayout, HeadSums, drive},
             panels::Layout,
             softmax::{Codebook, Coder},
         },
@@ -72,5 +72,12 @@ pub(super) fn attention(call: AttentionCall) {
             tile_of_rows(0, entries, stride, rows, tokens, panel, acc)
         },
         |row, out| coder.encode(row, out),
+        |sums| finish(sums),
     );
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon,dotprod")]
+fn finish(sums: HeadSums<'_, MR, 1>) {
+    sums.store(Neon::new());
 }

@@ -8,7 +8,7 @@ use crate::{
     arch::{
         aarch64::lanes::Neon,
         common::{
-            attention::{HeadLayout, drive},
+            attention::{HeadLayout, HeadSums, drive},
             softmax::{Codebook, Coder},
         },
     },
@@ -60,5 +60,12 @@ pub(super) fn attention(call: AttentionCall) {
         },
         |entries, stride, rows, panel, acc| tile_of_rows(entries, stride, rows, tokens, panel, acc),
         |row, out| coder.encode(row, out),
+        |sums| finish(sums),
     );
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+fn finish(sums: HeadSums<'_, MR, 1>) {
+    sums.store(Neon::new());
 }

@@ -13,7 +13,7 @@ use crate::{
     arch::{
         aarch64::lanes::Neon,
         common::{
-            attention::{HeadLayout, drive},
+            attention::{HeadLayout, HeadSums, drive},
             panels::Layout,
             softmax::{Codebook, Coder},
         },
@@ -98,5 +98,12 @@ pub(super) fn attention(call: AttentionCall) {
             tile_of_rows(values, entries, stride, rows, tokens, panel, acc)
         },
         |row, out| coder.encode(row, out),
+        |sums| finish(sums),
     );
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn finish(sums: HeadSums<'_, MR, 1>) {
+    sums.store(Neon::new());
 }

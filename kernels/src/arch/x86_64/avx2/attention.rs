@@ -14,7 +14,7 @@ use super::{
 use crate::{
     HeadShape, KeysValues,
     arch::common::{
-        attention::{HeadLayout, drive},
+        attention::{HeadLayout, HeadSums, drive},
         softmax::Codebook,
     },
     table::AttentionCall,
@@ -85,5 +85,12 @@ pub(super) fn attention(call: AttentionCall) {
             values(value_spill, entries, stride, tokens, panel, acc)
         },
         |row, out| encode(&codes, row, out),
+        |sums| finish(sums),
     );
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+fn finish(sums: HeadSums<'_, MR, 1>) {
+    sums.store(Ymm::new());
 }

@@ -10,7 +10,7 @@ use crate::{
     HeadShape, KeysValues,
     arch::{
         common::{
-            attention::{HeadLayout, drive},
+            attention::{HeadLayout, HeadSums, drive},
             softmax::Codebook,
         },
         x86_64::{avx2::attention_pack::pack_bytes, search::Search},
@@ -61,5 +61,12 @@ pub(super) fn attention(call: AttentionCall) {
         |tile| scores(head_dim, tile),
         |entries, stride, _rows, panels, acc| values(entries, stride, tokens, panels, acc),
         |row, out| encode(&search, row, out),
+        |sums| finish(sums),
     );
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn finish(sums: HeadSums<'_, MR, NV>) {
+    sums.store(Zmm::new());
 }

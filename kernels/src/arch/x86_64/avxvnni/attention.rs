@@ -8,7 +8,7 @@ use crate::{
     HeadShape, KeysValues,
     arch::{
         common::{
-            attention::{HeadLayout, drive},
+            attention::{HeadLayout, HeadSums, drive},
             softmax::Codebook,
         },
         x86_64::avx2::{
@@ -63,5 +63,12 @@ pub(super) fn attention(call: AttentionCall) {
         |tile| scores(head_dim, tile),
         |entries, stride, _rows, panel, acc| values(entries, stride, tokens, panel, acc),
         |row, out| encode(&codes, row, out),
+        |sums| finish(sums),
     );
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,avxvnni")]
+fn finish(sums: HeadSums<'_, MR, 1>) {
+    sums.store(Ymm::new());
 }
