@@ -55,7 +55,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 fn pixels(model: &Model<'_>, seed: usize) -> Vec<u8> {
     let [height, width] = model.program().image;
     (0..height * width * 3)
-        .map(|i| ((i + 1) * (2 * seed + 7) >> 2) as u8)
+        .map(|i| (((i + 1) * (2 * seed + 7)) >> 2) as u8)
         .collect()
 }
 
