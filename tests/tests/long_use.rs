@@ -104,7 +104,7 @@ fn a_thousand_lives_of_a_model_take_no_memory() {
 fn a_thousand_pictures_take_no_memory() {
     let _alone = alone();
     let model = Model::parse(GOLDEN).expect("a good file");
-    let mut session = Session::new(&model, &options(2)).expect("runs here");
+    let mut session = Session::new(&model, &options(1)).expect("runs here");
     let mut photo = Cursor::new(Vec::new());
     tpvit_tests::gradient(3, 60, 50)
         .write_to(&mut photo, image::ImageFormat::Png)
