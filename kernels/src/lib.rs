@@ -12,6 +12,8 @@
 //! | levels that are not uniform | [`reference::snap`] | `arch/*/*/snap.rs` |
 //! | a low-bit byte | [`reference::unpack`] | `arch/common/panels.rs` |
 //!
+//! Weights lie in an order of each ISA's own, which [`PanelLayout`] describes for all.
+//!
 //! No allocation, no threads: the caller lends every buffer and may split rows
 //! over threads as it likes, without changing a bit.
 //!
@@ -30,6 +32,7 @@ mod quant;
 pub mod reference;
 mod table;
 
+pub use arch::common::panels::{Layout as PanelLayout, PanelFault};
 pub use attention::{
     AttentionMethod, Cells, HeadOutput, HeadRequant, HeadShape, KeysValues, Lines, MAX_BIAS,
     MAX_HEAD_DIM, MAX_MULTIPLIER, MAX_TOKENS, Queries, ShiftForm, SoftmaxCodes, SoftmaxKind,

@@ -2,7 +2,8 @@
 
 use crate::{
     ActCodebook, ActQuant, AttentionMethod, BitWidth, Cells, GemmShape, HeadOutput, HeadRequant,
-    HeadShape, Isa, KeysValues, MAX_K, Output, PeakRun, Queries, Requant, SoftmaxCodes, arch,
+    HeadShape, Isa, KeysValues, MAX_K, Output, PanelLayout, PeakRun, Queries, Requant,
+    SoftmaxCodes, arch,
 };
 
 /// The kernels of one ISA.
@@ -18,8 +19,7 @@ pub struct Kernels {
 /// One function per kernel. The `unsafe` ones need the ISA.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Functions {
-    pub(crate) packed_len: fn(&GemmShape) -> usize,
-    pub(crate) pack_weights: unsafe fn(&GemmShape, &[u8], &mut [u8]),
+    pub(crate) panels: fn(&GemmShape) -> PanelLayout,
     pub(crate) gemm_scratch_len: fn(&GemmShape, usize) -> usize,
     pub(crate) gemm: unsafe fn(GemmCall),
     pub(crate) row_sums: unsafe fn(&[u8], usize, &mut [i32]),
@@ -134,13 +134,19 @@ impl Kernels {
         self.isa
     }
 
+    /// The order in which these kernels take the weights of `shape`:
+    /// [`PanelLayout::of`] of this ISA.
+    pub fn panel_layout(&self, shape: &GemmShape) -> PanelLayout {
+        (self.functions.panels)(shape)
+    }
+
     /// Bytes of the packed weights of `shape`; differs between ISAs.
     ///
     /// # Panics
     /// If `shape.k > MAX_K`.
     pub fn packed_len(&self, shape: &GemmShape) -> usize {
         check_k(shape);
-        (self.functions.packed_len)(shape)
+        self.panel_layout(shape).packed_len(shape)
     }
 
     /// Re-orders dense weights ([`GemmShape::dense_len`]) for this ISA.
@@ -151,18 +157,7 @@ impl Kernels {
     /// # Panics
     /// If a length disagrees with `shape`, or `shape.k > MAX_K`.
     pub fn pack_weights(&self, shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
-        assert_eq!(
-            dense.len(),
-            shape.dense_len(),
-            "dense weights are n rows of ceil(k * b / 8) bytes"
-        );
-        assert_eq!(
-            out.len(),
-            self.packed_len(shape),
-            "out has packed_len bytes"
-        );
-        // SAFETY: `self` exists only where the CPU has its ISA.
-        unsafe { (self.functions.pack_weights)(shape, dense, out) }
+        self.panel_layout(shape).pack(shape, dense, out);
     }
 
     /// Bytes of scratch for a product of up to `m` rows.

@@ -18,8 +18,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
 };
 
 pub(crate) const FUNCTIONS: Functions = Functions {
-    packed_len: gemm::packed_len,
-    pack_weights: gemm::pack_weights,
+    panels: gemm::layout,
     gemm_scratch_len: gemm::gemm_scratch_len,
     gemm: gemm::gemm,
     row_sums,

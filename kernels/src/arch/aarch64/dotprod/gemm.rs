@@ -10,19 +10,15 @@ use crate::{
         common::{
             epilogue::Epilogue,
             gemm::drive,
-            panels::Panels,
+            panels::{Layout, Panels},
             scratch::{cut, cut_len},
         },
     },
     table::GemmCall,
 };
 
-pub(super) fn packed_len(shape: &GemmShape) -> usize {
-    PANELS.packed_len(shape)
-}
-
-pub(super) fn pack_weights(shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
-    PANELS.pack(shape, dense, out);
+pub(super) fn layout(_: &GemmShape) -> Layout {
+    PANELS
 }
 
 pub(super) fn gemm_scratch_len(shape: &GemmShape, m: usize) -> usize {

@@ -23,19 +23,11 @@ fn shape_path(shape: &GemmShape) -> Path {
     path(shape.act_max, shape.weight_bits.center())
 }
 
-fn layout(shape: &GemmShape) -> Layout {
+pub(super) fn layout(shape: &GemmShape) -> Layout {
     match shape_path(shape) {
         Path::Bytes { spill: _ } => BYTES,
         Path::Words => WORDS,
     }
-}
-
-pub(super) fn packed_len(shape: &GemmShape) -> usize {
-    layout(shape).packed_len(shape)
-}
-
-pub(super) fn pack_weights(shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
-    layout(shape).pack(shape, dense, out);
 }
 
 pub(super) fn gemm_scratch_len(shape: &GemmShape, m: usize) -> usize {

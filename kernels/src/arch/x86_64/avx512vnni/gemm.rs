@@ -24,12 +24,8 @@ const PAIR: usize = 2 * 4 * 16 * NV;
 
 const PANELS: Layout = panels(NV);
 
-pub(super) fn packed_len(shape: &GemmShape) -> usize {
-    PANELS.packed_len(shape)
-}
-
-pub(super) fn pack_weights(shape: &GemmShape, dense: &[u8], out: &mut [u8]) {
-    PANELS.pack(shape, dense, out);
+pub(super) fn layout(_: &GemmShape) -> Layout {
+    PANELS
 }
 
 pub(super) fn gemm_scratch_len(shape: &GemmShape, _m: usize) -> usize {

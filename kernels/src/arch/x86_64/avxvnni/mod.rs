@@ -12,8 +12,7 @@ use crate::{Isa, Kernels, arch::common::float_kernels::float_kernels, table::Fun
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::AvxVnni,
     functions: Functions {
-        packed_len: gemm::packed_len,
-        pack_weights: gemm::pack_weights,
+        panels: gemm::layout,
         gemm_scratch_len: gemm::gemm_scratch_len,
         gemm: gemm::gemm,
         row_sums,
