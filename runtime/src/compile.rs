@@ -1,4 +1,4 @@
-//! From a model to steps: every number an operation needs, ready to use.
+//! From a model to the image of its steps: every number an operation needs, ready to use.
 //!
 //! A linear layer's codes mean
 //!
@@ -11,421 +11,199 @@
 //! `correction[n] = z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`. A scale per
 //! column of x is folded into the weight by the quantizer, and s_x is then 1. An
 //! input with a codebook is one of 8 bits here: its codes are levels of that grid.
+//!
+//! The image is written twice: without memory, which counts its bytes, then into a block
+//! of so many. `step.rs` reads it.
 
-use alloc::vec;
-use alloc::vec::Vec;
 use core::convert::Infallible;
-use core::ops::Range;
 #[cfg(feature = "std")]
 use std::io::{Read, Seek};
 
+use bytemuck::Pod;
 use tpvit_kernels::{
-    ActQuant, Cells, GemmShape, HeadShape, Kernels, Lines, MAX_BIAS, MAX_HEAD_DIM, MAX_TOKENS,
-    ShiftForm, SoftmaxCodes, SoftmaxKind as Kind,
+    Cells, GemmShape, HeadShape, Kernels, Lines, MAX_BIAS, MAX_HEAD_DIM, MAX_TOKENS, ShiftForm,
 };
 use tpvit_models::{
-    Activation, ActivationQuant, BitWidth, BufferId, Cell, Codebook, Model, ModelInfo, Op, Pooling,
-    Program, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId, WeightTensor, Window,
+    Activation, ActivationQuant, BufferId, Cell, Codebook, Model, ModelInfo, Op, Pooling, Program,
+    SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId, Window,
 };
 #[cfg(feature = "std")]
 use tpvit_models::{ReadError, TensorReader};
 
-use crate::aligned::Aligned;
+use crate::block::lines;
+use crate::image::Writer;
 use crate::lanes::{ExchangeSize, owner, share};
-use crate::plan::{self, Life, Place};
+use crate::plan::{self, Place, Places};
 use crate::session::{AttentionMethod, MemoryPlan, Options, SessionError};
+use crate::step::{Residual, Target, WorkKind};
 
-/// Where an operation writes.
-#[derive(Clone, Debug)]
-pub(crate) enum Target {
-    Codes(Place),
-    Floats(Place),
-}
-
-/// One operation, ready to run.
-pub(crate) struct Step {
-    /// The rows of the output to compute.
-    pub(crate) rows: Range<usize>,
-    pub(crate) output: BufferId,
-    pub(crate) target: Target,
-    /// The levels that the codes of the output are moved to.
-    pub(crate) codebook: Option<Codebook>,
-    pub(crate) work: Work,
-}
-
-pub(crate) enum Work {
-    PatchEmbed(PatchEmbed),
-    LayerNorm(LayerNorm),
-    Linear(Linear),
-    Attention(Attention),
-    HeadNorm(HeadNorm),
-    Gate(Gate),
-    SelectToken(SelectToken),
-    Pool(Pool),
-    /// A patch merge, done by the LayerNorm that reads it; with several lanes they
-    /// give each other their rows here.
-    Merge(Rows),
-}
-
-impl Work {
-    /// Whether all lanes meet in it, even those that compute no row.
-    pub(crate) fn meets(&self) -> bool {
-        match self {
-            Work::Attention(_) | Work::Pool(_) | Work::Merge(_) => true,
-            Work::SelectToken(work) => work.owner != 0,
-            Work::LayerNorm(work) => work.merge.is_some(),
-            Work::PatchEmbed(_) | Work::Linear(_) | Work::HeadNorm(_) | Work::Gate(_) => false,
-        }
-    }
-}
-
-pub(crate) struct PatchEmbed {
-    pub(crate) patch: [usize; 2],
-    /// Where a lane gathers its patches, `[patches, patch_h * patch_w * 3]`.
-    pub(crate) patches: Place,
-    pub(crate) product: Product,
-    /// `[p, d]`.
-    pub(crate) prefix: Vec<f32>,
-    /// `[patches, d]`, or empty.
-    pub(crate) position: Vec<f32>,
-}
-
-pub(crate) struct LayerNorm {
-    pub(crate) input: Place,
-    /// Set where a row is four rows of what is merged.
-    pub(crate) merge: Option<MergedRows>,
-    pub(crate) gamma: Vec<f32>,
-    pub(crate) beta: Vec<f32>,
-    pub(crate) eps: f32,
-    pub(crate) quant: Option<Quant>,
-}
-
-/// LayerNorm of q and k within each head.
-pub(crate) struct HeadNorm {
-    pub(crate) input: Place,
-    pub(crate) head_dim: usize,
-    /// `[2, head_dim]`, and so is `beta`.
-    pub(crate) gamma: Vec<f32>,
-    pub(crate) beta: Vec<f32>,
-    pub(crate) eps: f32,
-    pub(crate) quant: Quant,
-}
-
-/// The gate of SwiGLU.
-pub(crate) struct Gate {
-    pub(crate) input: Place,
-    pub(crate) quant: Option<Quant>,
-}
-
-/// Rows that are four of another buffer, `[h * w, d]`.
-pub(crate) struct MergedRows {
-    /// Columns of the grid, w.
-    pub(crate) grid_width: usize,
-    /// Channels of a row, d.
-    pub(crate) d: usize,
-}
-
-/// An f32 buffer that lanes read each other's rows of.
-pub(crate) struct Rows {
-    /// Where a lane has its own.
-    pub(crate) place: Place,
-    /// Of all lanes.
-    pub(crate) count: usize,
-    pub(crate) cols: usize,
-}
-
-/// Several rows made one, in lane 0.
-pub(crate) struct Pool {
-    pub(crate) input: Rows,
-    pub(crate) tokens: Range<usize>,
-    pub(crate) pool: Pooling,
-    pub(crate) quant: Option<Quant>,
-}
-
-pub(crate) struct Linear {
-    pub(crate) input: Place,
-    pub(crate) product: Product,
-    pub(crate) activation: Activation,
-    pub(crate) residual: Residual,
-    pub(crate) quant: Option<Quant>,
-}
-
-/// What a linear layer's result is added to.
-pub(crate) enum Residual {
-    None,
-    /// What the output's place holds already.
-    InPlace,
-    From(Place),
-}
-
-/// A matrix product with everything but its input.
-pub(crate) struct Product {
-    pub(crate) shape: GemmShape,
-    pub(crate) packed: Aligned<u8>,
-    pub(crate) scale: Vec<f32>,
-    pub(crate) bias: Vec<f32>,
-    pub(crate) correction: Vec<i32>,
-    /// `None` if every zero point is the centre.
-    pub(crate) weight_zero: Option<Vec<i32>>,
-}
-
-/// An activation quantizer, spread over the columns.
-pub(crate) struct Quant {
-    pub(crate) inv_scale: Vec<f32>,
-    pub(crate) zero_point: Vec<u8>,
-    pub(crate) max_code: u8,
-}
-
-impl Quant {
-    fn new(quant: &ActivationQuant, cols: usize) -> Quant {
-        Quant {
-            inv_scale: (0..cols).map(|c| 1.0 / quant.scale_at(c)).collect(),
-            zero_point: (0..cols).map(|c| quant.zero_point_at(c)).collect(),
-            max_code: quant.grid_bits().max_code(),
-        }
-    }
-
-    /// The columns `cols` of it, as the kernels take them.
-    pub(crate) fn columns(&self, cols: Range<usize>) -> ActQuant<'_> {
-        ActQuant {
-            inv_scale: &self.inv_scale[cols.clone()],
-            zero_point: &self.zero_point[cols],
-            max_code: self.max_code,
-        }
-    }
-
-    /// All columns.
-    pub(crate) fn all(&self) -> ActQuant<'_> {
-        self.columns(0..self.inv_scale.len())
-    }
-}
-
-pub(crate) struct Attention {
-    pub(crate) qkv: Place,
-    /// Keys and values of one head in the order of this CPU, where one lane
-    /// has all rows.
-    pub(crate) packed: Place,
-    pub(crate) pack_len: usize,
-    pub(crate) heads: Vec<Head>,
-    pub(crate) shape: HeadShape,
-    pub(crate) bits: BitWidth,
-    pub(crate) renormalise: bool,
-    /// One for all heads, or one for each.
-    pub(crate) codebooks: Vec<AttentionCodebook>,
-    pub(crate) quant: Quant,
-    /// Where the tokens are cut into cells: those of each shape.
-    pub(crate) cells: Option<Vec<CellGroup>>,
-}
-
-/// Cells of one height and width.
-pub(crate) struct CellGroup {
-    pub(crate) shape: HeadShape,
-    pub(crate) pack_len: usize,
-    pub(crate) lines: Lines,
-    /// The first token of each.
-    pub(crate) first: Vec<u32>,
-    /// Of each head, as [`Cells::bias`]; empty without a bias.
-    pub(crate) bias: Vec<Vec<i32>>,
-}
-
-/// What attention codes stand for.
-pub(crate) struct AttentionCodebook {
-    pub(crate) multipliers: Vec<i16>,
-    /// Set where the session shifts instead of multiplying.
-    pub(crate) shift: Option<ShiftForm>,
-}
-
-/// What differs between heads.
-pub(crate) struct Head {
-    pub(crate) q_zero: u8,
-    pub(crate) v_zero: Vec<u8>,
-    pub(crate) v_scale: Vec<f32>,
-    /// In 1/64 of a score step; see [`integer_thresholds`].
-    pub(crate) thresholds: Vec<i32>,
-    pub(crate) kind: Kind,
-}
-
-/// Copies one row into the one row of its output.
-pub(crate) struct SelectToken {
-    pub(crate) input: Place,
-    /// The lane that has the row, and which of its rows it is.
-    pub(crate) owner: usize,
-    pub(crate) row: usize,
-}
-
-impl Attention {
-    fn codebook(&self, head: usize) -> &AttentionCodebook {
-        match &self.codebooks[..] {
-            [shared] => shared,
-            each => &each[head],
-        }
-    }
-
-    pub(crate) fn method(&self, head: usize) -> tpvit_kernels::AttentionMethod<'_> {
-        match &self.codebook(head).shift {
-            None => tpvit_kernels::AttentionMethod::Decode,
-            Some(form) => tpvit_kernels::AttentionMethod::Shift(form),
-        }
-    }
-
-    pub(crate) fn softmax(&self, head: usize) -> SoftmaxCodes<'_> {
-        SoftmaxCodes {
-            bits: self.bits,
-            thresholds: &self.heads[head].thresholds,
-            multipliers: &self.codebook(head).multipliers,
-            kind: self.heads[head].kind,
-            renormalise: self.renormalise,
-        }
-    }
-}
-
-impl Step {
-    /// Where the floats it writes are; the logits of the last step.
-    pub(crate) fn float_output(&self) -> Place {
-        match &self.target {
-            Target::Floats(place) => place.clone(),
-            Target::Codes(_) => unreachable!("a valid program ends in floats"),
-        }
-    }
-}
-
-/// Where everything goes, before anything is allocated.
-pub(crate) struct Layout {
-    targets: Vec<Target>,
-    /// By operation: extra bytes it needs while it runs (patches, a packed head).
-    extra: Vec<Place>,
-    rows: Vec<Range<usize>>,
+/// Where everything goes, before any of it is written.
+pub(crate) struct Layout<'w> {
+    places: Places<'w>,
     pub(crate) sizes: Sizes,
-    weight_bytes: usize,
-    constant_bytes: usize,
     attention: AttentionMethod,
 }
 
-/// Bounds of what an operation and a lane take beside their numbers; `tests/no_alloc.rs`
-/// and `bare/run.sh` hold them.
-const OP_BYTES: usize = 2048;
+/// A bound of what a lane takes beside its numbers; `tests/no_alloc.rs` and `bare/run.sh`
+/// hold it.
 const LANE_BYTES: usize = 4096;
 
 /// How much memory each lane has, and all together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub(crate) lanes: usize,
+    /// Operations.
+    pub(crate) steps: usize,
     pub(crate) floats_len: usize,
     pub(crate) bytes_len: usize,
     pub(crate) sums_len: usize,
     pub(crate) scratch_len: usize,
     /// f32 of a row between two steps of one operation.
     pub(crate) row_len: usize,
+    /// Where lane 0 has its part of the result, among the floats.
+    pub(crate) result: [usize; 2],
     /// Elements of the result, where lanes other than 0 have a part of it; else 0.
     pub(crate) shared_result: usize,
     /// Nothing if there is one lane.
     pub(crate) exchange: ExchangeSize,
 }
 
-impl Layout {
+impl Sizes {
+    /// Bytes of a lane's arena; `exec::Memory` divides it.
+    pub(crate) fn arena_bytes(&self) -> usize {
+        lines::<f32>(self.floats_len)
+            + lines::<u8>(self.bytes_len)
+            + lines::<i32>(self.sums_len)
+            + lines::<u8>(self.scratch_len)
+            + lines::<f32>(self.row_len)
+    }
+}
+
+impl<'w> Layout<'w> {
+    /// `memory` is [`plan::words`] of it, whatever it holds.
     pub(crate) fn new(
         info: &ModelInfo<'_>,
         kernels: &Kernels,
         options: &Options,
-    ) -> Result<Layout, SessionError> {
+        memory: &'w mut [usize],
+    ) -> Result<Layout<'w>, SessionError> {
         let program = info.program();
         let lanes = options.threads.max(1);
-        let mut lives = plan::lives(program, lanes);
-        let rows = match options.all_rows {
-            true => program
-                .ops
-                .iter()
-                .map(|op| 0..program.buffers[op.output().index()].rows)
-                .collect(),
-            false => program.needed_rows(),
-        };
         let mut needs = Needs::new(options.attention, lanes);
-        let mut extra_lives = Vec::new();
         for (index, op) in program.ops.iter().enumerate() {
-            let len = needs.add(info, kernels, index, op)?;
-            extra_lives.push(lives.bytes.len());
-            lives.bytes.push(Life {
-                first: index,
-                last: index,
-                len,
-            });
+            needs.add(info, kernels, index, op)?;
         }
         needs.result(program);
-        let (float_places, floats_len) = plan::place(&lives.floats);
-        let (byte_places, bytes_len) = plan::place(&lives.bytes);
-        let targets = lives
-            .buffers
-            .iter()
-            .map(|b| match b.coded {
-                true => Target::Codes(byte_places[b.life].clone()),
-                false => Target::Floats(float_places[b.life].clone()),
-            })
-            .collect();
+        let coded = |buffer: usize| info.quantization().activations[buffer].is_some();
+        let extra = |op: usize| extra_len(info, kernels, lanes, &program.ops[op]);
+        let places = Places::new(program, lanes, options.all_rows, coded, extra, memory);
+        let scratch_len = match lanes {
+            // The same memory is where a session in a block is planned.
+            1 => {
+                let planning = plan::words(program) * size_of::<usize>();
+                let other = lines::<f32>(places.floats_len) + lines::<u8>(places.bytes_len);
+                needs.scratch.max(planning.saturating_sub(other))
+            }
+            _ => needs.scratch,
+        };
+        let result = program.ops.last().map(|op| op.output().index());
+        let result = result.map_or(0..0, |buffer| places.buffer(buffer));
         Ok(Layout {
-            targets,
-            extra: extra_lives
-                .into_iter()
-                .map(|l| byte_places[l].clone())
-                .collect(),
-            rows,
             sizes: Sizes {
                 lanes,
-                floats_len,
-                bytes_len,
+                steps: program.ops.len(),
+                floats_len: places.floats_len,
+                bytes_len: places.bytes_len,
                 sums_len: needs.sums,
-                scratch_len: needs.scratch,
+                scratch_len,
                 row_len: needs.row,
+                result: [result.start, result.end],
                 shared_result: needs.shared_result,
                 exchange: needs.exchange,
             },
-            weight_bytes: needs.weights,
-            constant_bytes: needs.constants,
+            places,
             attention: options.attention,
         })
     }
 
-    pub(crate) fn memory(&self) -> MemoryPlan {
+    /// What a session takes.
+    pub(crate) fn memory(&self, info: &ModelInfo<'_>, kernels: &Kernels) -> MemoryPlan {
         let sizes = &self.sizes;
         let exchange = &sizes.exchange;
         let shared = exchange.floats + sizes.shared_result;
-        let floats = sizes.lanes * (sizes.floats_len + sizes.row_len) + shared;
+        let floats = lines::<f32>(sizes.floats_len) + lines::<f32>(sizes.row_len);
         let head = exchange.head_len + exchange.pack_len;
         let exchanged = exchange.pixels + exchange.heads * head;
+        let scratch = lines::<u8>(sizes.scratch_len) + lines::<i32>(sizes.sums_len);
+        let image = self.image(info, None::<Nothing>, kernels, Writer::counting());
+        let Ok(image) = image;
         MemoryPlan {
-            float_bytes: floats * size_of::<f32>(),
-            code_bytes: sizes.lanes * sizes.bytes_len + exchanged,
-            scratch_bytes: sizes.lanes * (sizes.scratch_len + sizes.sums_len * size_of::<i32>()),
-            weight_bytes: self.weight_bytes,
-            constant_bytes: self.constant_bytes,
-            description_bytes: OP_BYTES * self.rows.len() + LANE_BYTES * sizes.lanes,
+            float_bytes: sizes.lanes * floats + shared * size_of::<f32>(),
+            code_bytes: sizes.lanes * lines::<u8>(sizes.bytes_len) + exchanged,
+            scratch_bytes: sizes.lanes * scratch,
+            weight_bytes: image.weights,
+            constant_bytes: image.bytes - image.weights,
+            description_bytes: program_bytes(info.program())
+                + plan::words(info.program()) * size_of::<usize>()
+                + LANE_BYTES * sizes.lanes,
         }
     }
 
-    /// Builds the steps: the one place where weights are re-ordered.
-    pub(crate) fn steps<S: TensorSource>(
+    /// Writes the steps: the one place where weights are re-ordered.
+    ///
+    /// Without `tensors` nothing is written, and `out` must only count.
+    pub(crate) fn image<S: TensorSource>(
         &self,
         info: &ModelInfo<'_>,
-        tensors: &mut S,
+        tensors: Option<S>,
         kernels: &Kernels,
-    ) -> Result<Vec<Step>, S::Error> {
+        out: Writer<'_>,
+    ) -> Result<ImageSize, S::Error> {
         let mut build = Build {
             layout: self,
             info,
             tensors,
             kernels,
+            out,
+            weights: 0,
         };
-        let ops = info.program().ops.iter().enumerate();
-        ops.map(|(index, op)| {
-            Ok(Step {
-                rows: self.rows[index].clone(),
-                output: op.output(),
-                target: self.targets[op.output().index()].clone(),
-                codebook: codebook(info, op.output()).cloned(),
-                work: build.work(index, op)?,
-            })
+        for (index, op) in info.program().ops.iter().enumerate() {
+            let next = build.out.later();
+            build.step(index, op)?;
+            build.out.set(next, build.out.len());
+        }
+        Ok(ImageSize {
+            bytes: build.out.len().next_multiple_of(crate::block::LINE),
+            weights: build.weights,
         })
-        .collect()
     }
+
+    fn target(&self, info: &ModelInfo<'_>, buffer: BufferId) -> Target {
+        let place = self.places.buffer(buffer.index());
+        match info.quantization().activations[buffer.index()] {
+            Some(_) => Target::Codes(place),
+            None => Target::Floats(place),
+        }
+    }
+}
+
+/// Bytes of an image, weights among them.
+pub(crate) struct ImageSize {
+    bytes: usize,
+    weights: usize,
+}
+
+/// What a copy of a program takes of the heap.
+fn program_bytes(program: &Program) -> usize {
+    let buffers = program
+        .buffers
+        .iter()
+        .map(|b| b.name.len() + size_of_val(b));
+    let tensors = program
+        .tensors
+        .iter()
+        .map(|t| t.name.len() + size_of_val(t));
+    buffers.chain(tensors).sum::<usize>() + size_of_val(&program.ops[..])
 }
 
 /// Gives the tensors of a model, of which one at a time need be in memory.
@@ -454,6 +232,17 @@ impl<R: Read + Seek> TensorSource for &mut TensorReader<'_, R> {
     }
 }
 
+/// Nothing to read: there is none of it.
+enum Nothing {}
+
+impl TensorSource for Nothing {
+    type Error = Infallible;
+
+    fn tensor(&mut self, _: TensorId) -> Result<Tensor<'_>, Infallible> {
+        match *self {}
+    }
+}
+
 /// Sizes that grow over the operations.
 struct Needs {
     attention: AttentionMethod,
@@ -464,8 +253,6 @@ struct Needs {
     row: usize,
     /// Elements of the result that lanes other than 0 have a part of.
     shared_result: usize,
-    weights: usize,
-    constants: usize,
 }
 
 impl Needs {
@@ -478,53 +265,29 @@ impl Needs {
             scratch: 0,
             row: 0,
             shared_result: 0,
-            weights: 0,
-            constants: 0,
         }
     }
 
-    /// Adds what `op` needs; returns the bytes that a lane wants while it runs.
+    /// Adds what `op` needs.
     fn add(
         &mut self,
         info: &ModelInfo<'_>,
         kernels: &Kernels,
         index: usize,
         op: &Op,
-    ) -> Result<usize, SessionError> {
+    ) -> Result<(), SessionError> {
         let program = info.program();
         let buffer = |b: BufferId| &program.buffers[b.index()];
-        let quant_bytes = |b: BufferId| match info.quantization().activations[b.index()] {
-            Some(_) => buffer(b).cols * (size_of::<f32>() + 1),
-            None => 0,
-        };
-        let codebook_bytes = |c: &Codebook| c.thresholds.len() + c.levels.len();
-        self.constants += quant_bytes(op.output());
-        self.constants += codebook(info, op.output()).map_or(0, codebook_bytes);
         match *op {
-            Op::PatchEmbed {
-                patch,
-                weight,
-                prefix,
-                position,
-                output,
-                ..
-            } => {
-                let d = buffer(output).cols;
-                let prefix_rows = prefix.map_or(0, |p| program.tensors[p.index()].rows);
-                let patches = buffer(output).rows - prefix_rows;
-                let own = share(buffer(output).rows, 0, self.lanes).len().min(patches);
+            Op::PatchEmbed { weight, .. } => {
+                let own = own_patches(program, self.lanes, op);
                 self.product(kernels, product_shape(info, weight, u8::MAX), own);
                 if self.lanes > 1 {
                     self.exchange.pixels = program.image[0] * program.image[1] * 3;
                 }
-                self.constants += prefix_rows * d * size_of::<f32>();
-                self.constants += position.map_or(0, |_| patches * d * size_of::<f32>());
-                Ok(own * patch[0] * patch[1] * 3)
+                Ok(())
             }
-            Op::LayerNorm { input, .. } => {
-                self.constants += 2 * buffer(input).cols * size_of::<f32>();
-                Ok(0)
-            }
+            Op::LayerNorm { .. } => Ok(()),
             Op::Linear {
                 input,
                 weight,
@@ -542,7 +305,7 @@ impl Needs {
                     product_shape(info, weight, act_max),
                     share(buffer(input).rows, 0, self.lanes).len(),
                 );
-                Ok(0)
+                Ok(())
             }
             Op::Attention {
                 qkv,
@@ -553,55 +316,34 @@ impl Needs {
                 ..
             } => {
                 let whole = head_shape(info, qkv, head_dim);
-                let shapes = match window {
-                    None => vec![whole],
-                    Some(window) => {
-                        if bias.is_some() && window.largest() > MAX_BIASED_TOKENS {
-                            let what = "a position bias of windows of more than 1024 tokens";
-                            return Err(SessionError::Unsupported { op: index, what });
-                        }
-                        let cells = CellKind::of(&window);
-                        self.constants += cells
-                            .iter()
-                            .map(|kind| kind.bytes(heads, bias.is_some()))
-                            .sum::<usize>();
-                        cells.iter().map(|kind| kind.shape(&whole)).collect()
-                    }
-                };
-                let mut pack_len = 0;
-                for shape in &shapes {
-                    self.check_attention(info, index, shape)?;
-                    self.scratch = self.scratch.max(kernels.attention_scratch_len(shape));
-                    pack_len = pack_len.max(kernels.attention_pack_len(shape));
+                if bias.is_some() && window.is_some_and(|w| w.largest() > MAX_BIASED_TOKENS) {
+                    let what = "a position bias of windows of more than 1024 tokens";
+                    return Err(SessionError::Unsupported { op: index, what });
                 }
-                let codes = softmax_quant(info, index);
-                let thresholds = usize::from(codes.bits.max_code());
-                let multipliers = codes.codebooks.iter().map(|c| c.multipliers.len());
-                self.constants += heads * thresholds * size_of::<i32>();
-                self.constants += multipliers.sum::<usize>() * size_of::<i16>();
-                self.constants += heads * head_dim * (size_of::<f32>() + 1);
+                let mut pack_len = 0;
+                for shape in head_shapes(&whole, window) {
+                    self.check_attention(info, index, &shape)?;
+                    self.scratch = self.scratch.max(kernels.attention_scratch_len(&shape));
+                    pack_len = pack_len.max(kernels.attention_pack_len(&shape));
+                }
                 if self.lanes == 1 {
-                    return Ok(pack_len);
+                    return Ok(());
                 }
                 let exchange = &mut self.exchange;
                 exchange.heads = exchange.heads.max(heads);
                 exchange.head_len = exchange.head_len.max(whole.tokens * 2 * head_dim);
-                if window.is_some() {
-                    return Ok(pack_len); // each lane packs the cells of its rows
+                if window.is_none() {
+                    exchange.pack_len = exchange.pack_len.max(pack_len);
                 }
-                exchange.pack_len = exchange.pack_len.max(pack_len);
-                Ok(0)
+                Ok(())
             }
-            Op::HeadNorm {
-                head_dim, output, ..
-            } => {
-                self.constants += 4 * head_dim * size_of::<f32>();
+            Op::HeadNorm { output, .. } => {
                 self.row = self.row.max(buffer(output).cols / 3);
-                Ok(0)
+                Ok(())
             }
             Op::Gate { output, .. } => {
                 self.row = self.row.max(buffer(output).cols);
-                Ok(0)
+                Ok(())
             }
             Op::Pool {
                 input,
@@ -611,7 +353,7 @@ impl Needs {
             } => {
                 self.row = self.row.max(buffer(output).cols);
                 self.give(count * buffer(input).cols);
-                Ok(0)
+                Ok(())
             }
             Op::PatchMerge { input, output, .. } => {
                 if !merged_by_norm(program, index) {
@@ -620,11 +362,11 @@ impl Needs {
                 }
                 self.row = self.row.max(buffer(output).cols);
                 self.give(buffer(input).rows * buffer(input).cols);
-                Ok(0)
+                Ok(())
             }
             Op::SelectToken { output, .. } => {
                 self.give(buffer(output).cols);
-                Ok(0)
+                Ok(())
             }
         }
     }
@@ -666,24 +408,153 @@ impl Needs {
     }
 
     fn product(&mut self, kernels: &Kernels, shape: GemmShape, m: usize) {
-        self.weights += kernels.packed_len(&shape);
         self.scratch = self.scratch.max(kernels.gemm_scratch_len(&shape, m));
         self.sums = self.sums.max(m);
-        self.constants += shape.n * (2 * size_of::<f32>() + 2 * size_of::<i32>());
     }
 }
 
-/// Makes the work of each operation.
-struct Build<'a, S> {
-    layout: &'a Layout,
-    info: &'a ModelInfo<'a>,
-    tensors: &'a mut S,
-    kernels: &'a Kernels,
+/// What `op` has for itself in a lane's arena of bytes while it runs: its patches, or keys
+/// and values of one head in the order of this CPU.
+fn extra_len(info: &ModelInfo<'_>, kernels: &Kernels, lanes: usize, op: &Op) -> usize {
+    match *op {
+        Op::PatchEmbed { patch, .. } => {
+            own_patches(info.program(), lanes, op) * patch[0] * patch[1] * 3
+        }
+        Op::Attention {
+            qkv,
+            head_dim,
+            window,
+            ..
+        } => {
+            if lanes > 1 && window.is_none() {
+                return 0; // the lanes share them
+            }
+            let whole = head_shape(info, qkv, head_dim);
+            let shapes = head_shapes(&whole, window);
+            let lens = shapes.map(|shape| kernels.attention_pack_len(&shape));
+            lens.max().unwrap_or(0)
+        }
+        Op::LayerNorm { .. }
+        | Op::Linear { .. }
+        | Op::HeadNorm { .. }
+        | Op::Gate { .. }
+        | Op::SelectToken { .. }
+        | Op::Pool { .. }
+        | Op::PatchMerge { .. } => 0,
+    }
 }
 
-impl<S: TensorSource> Build<'_, S> {
-    fn work(&mut self, index: usize, op: &Op) -> Result<Work, S::Error> {
-        Ok(match *op {
+/// The most patches of an embedding that a lane has.
+fn own_patches(program: &Program, lanes: usize, op: &Op) -> usize {
+    let Op::PatchEmbed { prefix, output, .. } = *op else {
+        unreachable!("only called for an embedding");
+    };
+    let rows = program.buffers[output.index()].rows;
+    let prefix_rows = prefix.map_or(0, |p| program.tensors[p.index()].rows);
+    share(rows, 0, lanes).len().min(rows - prefix_rows)
+}
+
+/// Of all tokens, or of each kind of cell.
+fn head_shapes(whole: &HeadShape, window: Option<Window>) -> impl Iterator<Item = HeadShape> {
+    let whole = *whole;
+    let uncut = window.is_none().then_some(whole);
+    let cut = window.into_iter().flat_map(|window| CellKind::of(&window));
+    uncut
+        .into_iter()
+        .chain(cut.map(move |kind| kind.shape(&whole)))
+}
+
+/// Writes the work of each operation.
+struct Build<'a, 'w, S> {
+    layout: &'a Layout<'w>,
+    info: &'a ModelInfo<'a>,
+    /// None where bytes are counted.
+    tensors: Option<S>,
+    kernels: &'a Kernels,
+    out: Writer<'a>,
+    /// Bytes of weights so far.
+    weights: usize,
+}
+
+/// What a product reads: pixels, or a coded buffer.
+struct Input<'q> {
+    act_max: u8,
+    scale: f32,
+    /// One, or one for each column.
+    zero_point: &'q [u8],
+}
+
+impl Input<'_> {
+    /// Exact codes.
+    const PIXELS: Input<'static> = Input {
+        act_max: u8::MAX,
+        scale: 1.0,
+        zero_point: &[0],
+    };
+
+    fn of(quant: &ActivationQuant) -> Input<'_> {
+        Input {
+            act_max: quant.grid_bits().max_code(),
+            // A scale for each column is in the weight.
+            scale: match quant.scale[..] {
+                [scale] => scale,
+                _ => 1.0,
+            },
+            zero_point: &quant.zero_point,
+        }
+    }
+
+    fn zero_point_sum(&self, k: usize) -> i32 {
+        match *self.zero_point {
+            [zero] => i32::from(zero) * k as i32,
+            _ => self.zero_point.iter().map(|&zero| i32::from(zero)).sum(),
+        }
+    }
+}
+
+impl<S: TensorSource> Build<'_, '_, S> {
+    fn step(&mut self, index: usize, op: &Op) -> Result<(), S::Error> {
+        let output = op.output();
+        let kind = match op {
+            Op::PatchEmbed { .. } => WorkKind::PatchEmbed,
+            Op::LayerNorm { .. } => WorkKind::LayerNorm,
+            Op::Linear { .. } => WorkKind::Linear,
+            Op::Attention { .. } => WorkKind::Attention,
+            Op::HeadNorm { .. } => WorkKind::HeadNorm,
+            Op::Gate { .. } => WorkKind::Gate,
+            Op::SelectToken { .. } => WorkKind::SelectToken,
+            Op::Pool { .. } => WorkKind::Pool,
+            Op::PatchMerge { .. } => WorkKind::Merge,
+        };
+        let rows = self.layout.places.rows(index);
+        let buffer = &self.info.program().buffers[output.index()];
+        let (coded, place) = match self.layout.target(self.info, output) {
+            Target::Codes(place) => (1, place),
+            Target::Floats(place) => (0, place),
+        };
+        let shape = [buffer.rows, buffer.cols];
+        let id = output.index();
+        self.out.words([kind as usize, rows.start, rows.end, id]);
+        self.out.words([shape[0], shape[1], coded]);
+        self.place(&place);
+        self.codebook(output);
+        self.work(index, op)
+    }
+
+    fn codebook(&mut self, output: BufferId) {
+        let quant = self.info.quantization().activations[output.index()].as_ref();
+        match quant.and_then(|quant| quant.codebook.as_ref()) {
+            None => self.out.words([0]),
+            Some(Codebook { thresholds, levels }) => {
+                self.out.words([levels.len()]);
+                self.array(thresholds.len(), |i| thresholds[i]);
+                self.array(levels.len(), |i| levels[i]);
+            }
+        }
+    }
+
+    fn work(&mut self, index: usize, op: &Op) -> Result<(), S::Error> {
+        match *op {
             Op::PatchEmbed {
                 patch,
                 weight,
@@ -692,20 +563,14 @@ impl<S: TensorSource> Build<'_, S> {
                 position,
                 ..
             } => {
-                // Pixels are exact codes: scale 1, zero point 0.
-                let pixels = ActivationQuant {
-                    bits: BitWidth::B8,
-                    scale: vec![1.0],
-                    zero_point: vec![0],
-                    codebook: None,
-                };
-                Work::PatchEmbed(PatchEmbed {
-                    patch,
-                    patches: self.layout.extra[index].clone(),
-                    product: self.product(weight, bias, &pixels)?,
-                    prefix: self.optional_float(prefix)?,
-                    position: self.optional_float(position)?,
-                })
+                let image_width = self.info.program().image[1];
+                let lens = [prefix, position].map(|tensor| self.float_len(tensor));
+                self.out
+                    .words([patch[0], patch[1], image_width, lens[0], lens[1]]);
+                self.place(&self.layout.places.extra(index));
+                self.product(weight, bias, &Input::PIXELS)?;
+                self.optional_float(prefix)?;
+                self.optional_float(position)
             }
             Op::LayerNorm {
                 input,
@@ -714,18 +579,17 @@ impl<S: TensorSource> Build<'_, S> {
                 eps,
                 output,
             } => {
-                let (source, merge) = match self.merge(input) {
-                    Some((source, rows)) => (source, Some(rows)),
-                    None => (input, None),
+                let (source, [width, d]) = match self.merge(input) {
+                    Some(merged) => merged,
+                    None => (input, [0; 2]),
                 };
-                Work::LayerNorm(LayerNorm {
-                    input: self.floats(source),
-                    merge,
-                    gamma: self.float(gamma)?,
-                    beta: self.float(beta)?,
-                    eps,
-                    quant: self.quant(output),
-                })
+                self.place(&self.floats(source));
+                let cols = self.info.program().buffers[output.index()].cols;
+                self.out.words([cols, eps.to_bits() as usize, width, d]);
+                self.float(gamma)?;
+                self.float(beta)?;
+                self.quant(output);
+                Ok(())
             }
             Op::Linear {
                 input,
@@ -734,14 +598,25 @@ impl<S: TensorSource> Build<'_, S> {
                 activation,
                 residual,
                 output,
-            } => Work::Linear(Linear {
-                input: self.codes(input),
-                product: self.product(weight, bias, act_quant(self.info, input))?,
-                activation,
-                residual: self.residual(residual, output),
-                quant: self.quant(output),
-            }),
-            Op::Attention { .. } => Work::Attention(self.attention(index, op)?),
+            } => {
+                self.place(&self.codes(input));
+                let gelu = match activation {
+                    Activation::Identity => 0,
+                    Activation::Gelu => 1,
+                };
+                let (residual, place) = match self.residual(residual, output) {
+                    Residual::None => (0, 0..0),
+                    Residual::InPlace => (1, 0..0),
+                    Residual::From(place) => (2, place),
+                };
+                self.out.words([gelu, residual]);
+                self.place(&place);
+                let info = self.info;
+                self.product(weight, bias, &Input::of(act_quant(info, input)))?;
+                self.quant(output);
+                Ok(())
+            }
+            Op::Attention { .. } => self.attention(index, op),
             Op::HeadNorm {
                 input,
                 head_dim,
@@ -750,51 +625,56 @@ impl<S: TensorSource> Build<'_, S> {
                 eps,
                 output,
                 ..
-            } => Work::HeadNorm(HeadNorm {
-                input: self.floats(input),
-                head_dim,
-                gamma: self.float(gamma)?,
-                beta: self.float(beta)?,
-                eps,
-                quant: self
-                    .quant(output)
-                    .expect("a head norm writes codes in a valid program"),
-            }),
-            Op::Gate { input, output } => Work::Gate(Gate {
-                input: self.floats(input),
-                quant: self.quant(output),
-            }),
+            } => {
+                self.place(&self.floats(input));
+                self.out.words([head_dim, eps.to_bits() as usize]);
+                self.float(gamma)?;
+                self.float(beta)?;
+                self.quant(output);
+                Ok(())
+            }
+            Op::Gate { input, output } => {
+                self.place(&self.floats(input));
+                self.quant(output);
+                Ok(())
+            }
             Op::Pool {
                 input,
                 first,
                 count,
                 pool,
                 output,
-            } => Work::Pool(Pool {
-                input: self.rows(input),
-                tokens: first..first + count,
-                pool,
-                quant: self.quant(output),
-            }),
-            Op::PatchMerge { input, .. } => Work::Merge(self.rows(input)),
+            } => {
+                self.rows(input);
+                let concat = match pool {
+                    Pooling::Mean => 0,
+                    Pooling::Concat => 1,
+                };
+                self.out.words([first, first + count, concat]);
+                self.quant(output);
+                Ok(())
+            }
+            Op::PatchMerge { input, .. } => {
+                self.rows(input);
+                Ok(())
+            }
             Op::SelectToken { input, token, .. } => {
                 let lanes = self.layout.sizes.lanes;
                 let rows = self.info.program().buffers[input.index()].rows;
                 let owner = owner(rows, token, lanes);
-                Work::SelectToken(SelectToken {
-                    input: self.floats(input),
-                    owner,
-                    row: token - share(rows, owner, lanes).start,
-                })
+                self.place(&self.floats(input));
+                let row = token - share(rows, owner, lanes).start;
+                self.out.words([owner, row]);
+                Ok(())
             }
-        })
+        }
     }
 
     fn residual(&self, residual: Option<BufferId>, output: BufferId) -> Residual {
         match residual.map(|r| self.floats(r)) {
             None => Residual::None,
-            Some(place) => match &self.layout.targets[output.index()] {
-                Target::Floats(target) if *target == place => Residual::InPlace,
+            Some(place) => match self.layout.target(self.info, output) {
+                Target::Floats(target) if target == place => Residual::InPlace,
                 Target::Floats(_) | Target::Codes(_) => Residual::From(place),
             },
         }
@@ -804,56 +684,75 @@ impl<S: TensorSource> Build<'_, S> {
         &mut self,
         weight: TensorId,
         bias: TensorId,
-        input: &ActivationQuant,
-    ) -> Result<Product, S::Error> {
-        let shape = product_shape(self.info, weight, input.grid_bits().max_code());
-        let bias = self.float(bias)?;
-        let tensor = self.tensors.tensor(weight)?.weight();
-        let mut packed = Aligned::zeroed(self.kernels.packed_len(&shape));
-        self.kernels
-            .pack_weights(&shape, tensor.codes(), &mut packed);
-        let input_scale = if input.scale.len() == 1 {
-            input.scale[0]
-        } else {
-            1.0
+        input: &Input<'_>,
+    ) -> Result<(), S::Error> {
+        let shape = product_shape(self.info, weight, input.act_max);
+        let GemmShape { n, k, .. } = shape;
+        let packed_len = self.kernels.packed_len(&shape);
+        let bits = shape.weight_bits.bits() as usize;
+        self.out
+            .words([n, k, bits, shape.act_max.into(), packed_len]);
+        self.float(bias)?;
+
+        let Build { tensors, out, .. } = self;
+        let tensor = match tensors {
+            Some(tensors) => Some(tensors.tensor(weight)?.weight()),
+            None => None,
         };
-        let center = i32::from(shape.weight_bits.center());
-        let zeros: Vec<i32> = tensor
-            .zero_points()
-            .iter()
-            .map(|&z| i32::from(z) - center)
-            .collect();
-        Ok(Product {
-            scale: tensor.scales().iter().map(|s| input_scale * s).collect(),
-            bias,
-            correction: corrections(&tensor, input, &zeros),
-            weight_zero: zeros.iter().any(|&z| z != 0).then_some(zeros),
-            shape,
-            packed,
-        })
+        let center = shape.weight_bits.center();
+        // As far as one can tell without the values.
+        let has_zero = tensor.is_none_or(|t| t.zero_points().iter().any(|&z| z != center));
+        let tensor = || tensor.expect("only what has values is written");
+        out.words([usize::from(has_zero)]);
+        let before = out.len();
+        out.array(packed_len, |packed| {
+            self.kernels.pack_weights(&shape, tensor().codes(), packed);
+        });
+        let packed = out.len() - packed_len..out.len();
+        self.weights += out.len() - before;
+        out.array(n, |scales: &mut [f32]| {
+            let weight_scales = tensor().scales();
+            for (to, scale) in scales.iter_mut().zip(weight_scales.iter()) {
+                *to = input.scale * scale;
+            }
+        });
+        let zero = |zero_point: u8| i32::from(zero_point) - i32::from(center);
+        out.array_after(n, |before, corrections| {
+            // No sum leaves an i32: a parsed model's do not.
+            let layout = self.kernels.panel_layout(&shape);
+            layout.dots(&shape, &before[packed], input.zero_point, corrections);
+            let sum = input.zero_point_sum(k);
+            for (correction, &z) in corrections.iter_mut().zip(tensor().zero_points()) {
+                *correction = zero(z) * sum - *correction;
+            }
+        });
+        if has_zero {
+            out.array(n, |zeros: &mut [i32]| {
+                for (to, &z) in zeros.iter_mut().zip(tensor().zero_points()) {
+                    *to = zero(z);
+                }
+            });
+        }
+        Ok(())
     }
 
-    /// What is merged in `buffer`, and how.
-    fn merge(&self, buffer: BufferId) -> Option<(BufferId, MergedRows)> {
-        let d = |input: BufferId| self.info.program().buffers[input.index()].cols;
-        let mut ops = self.info.program().ops.iter();
-        ops.find_map(|op| match *op {
+    /// What is merged in `buffer`, columns of its grid and channels of a row of it.
+    fn merge(&self, buffer: BufferId) -> Option<(BufferId, [usize; 2])> {
+        let program = self.info.program();
+        program.ops.iter().find_map(|op| match *op {
             Op::PatchMerge {
                 input,
                 grid,
                 output,
-            } if output == buffer => Some((
-                input,
-                MergedRows {
-                    grid_width: grid[1],
-                    d: d(input),
-                },
-            )),
+            } if output == buffer => {
+                let d = program.buffers[input.index()].cols;
+                Some((input, [grid[1], d]))
+            }
             _ => None,
         })
     }
 
-    fn attention(&mut self, index: usize, op: &Op) -> Result<Attention, S::Error> {
+    fn attention(&mut self, index: usize, op: &Op) -> Result<(), S::Error> {
         let Op::Attention {
             qkv,
             heads,
@@ -866,197 +765,233 @@ impl<S: TensorSource> Build<'_, S> {
         else {
             unreachable!("only called for attention");
         };
-        let bias = self.optional_float(bias)?;
-        let codes = softmax_quant(self.info, index);
-        let input = act_quant(self.info, qkv);
+        let info = self.info;
+        let codes = softmax_quant(info, index);
+        let input = act_quant(info, qkv);
         let d = heads * head_dim;
-        let head = |h: usize| {
-            let codebook = codes.codebook(h);
-            let (q, k, v) = (h * head_dim, d + h * head_dim, 2 * d + h * head_dim);
-            let step = f64::from(input.scale_at(q))
-                * f64::from(input.scale_at(k))
-                * f64::from(scale)
-                * core::f64::consts::LOG2_E;
-            Head {
-                q_zero: input.zero_point_at(q),
-                v_zero: (v..v + head_dim).map(|c| input.zero_point_at(c)).collect(),
-                v_scale: (v..v + head_dim).map(|c| input.scale_at(c)).collect(),
-                thresholds: integer_thresholds(codebook, step),
-                kind: match codes.kind {
-                    SoftmaxKind::RowMax => Kind::RowMax,
-                    SoftmaxKind::Static => Kind::Static {
-                        alpha: step as f32,
-                        scale: codebook.scale,
-                    },
-                },
-            }
-        };
-        let codebook = |codebook: &SoftmaxCodebook| AttentionCodebook {
-            multipliers: codebook.multipliers.clone(),
-            shift: match self.layout.attention {
-                AttentionMethod::Decode => None,
-                AttentionMethod::Shift => ShiftForm::from_multipliers(&codebook.multipliers),
-            },
-        };
-        let shape = head_shape(self.info, qkv, head_dim);
-        let units = |h: usize| {
+        let shape = head_shape(info, qkv, head_dim);
+        // What a score of 1 stands for.
+        let unit = |h: usize| {
             let [q, k] = [0, d].map(|part| f64::from(input.scale_at(part + h * head_dim)));
             q * k * f64::from(scale)
         };
-        let cells = window.map(|window| {
-            let kinds = CellKind::of(&window).into_iter();
-            kinds
-                .map(|kind| kind.group(self.kernels, &window, &shape, &bias, (0..heads).map(units)))
-                .collect()
+        // The same in octaves.
+        let step = |h: usize| unit(h) * core::f64::consts::LOG2_E;
+
+        self.place(&self.codes(qkv));
+        self.place(&self.layout.places.extra(index));
+        let pack_len = self.kernels.attention_pack_len(&shape);
+        let act_max = shape.act_max.into();
+        self.out
+            .words([pack_len, heads, shape.tokens, head_dim, act_max]);
+        let row_max = match codes.kind {
+            SoftmaxKind::RowMax => 1,
+            SoftmaxKind::Static => 0,
+        };
+        let shifts = match self.layout.attention {
+            AttentionMethod::Shift => 1,
+            AttentionMethod::Decode => 0,
+        };
+        let (bits, renormalise) = (codes.bits.bits() as usize, usize::from(codes.renormalise));
+        self.out
+            .words([bits, renormalise, row_max, shifts, codes.codebooks.len()]);
+
+        self.array(heads, |h| input.zero_point_at(h * head_dim));
+        self.array(d, |c| input.zero_point_at(2 * d + c));
+        self.array(d, |c| input.scale_at(2 * d + c));
+        let thresholds = usize::from(codes.bits.max_code());
+        self.array(heads * thresholds, |i| {
+            let head = i / thresholds;
+            let threshold = codes.codebook(head).thresholds[i % thresholds];
+            integer_threshold(threshold, step(head))
         });
-        Ok(Attention {
-            qkv: self.codes(qkv),
-            packed: self.layout.extra[index].clone(),
-            pack_len: self.kernels.attention_pack_len(&shape),
-            heads: (0..heads).map(head).collect(),
-            shape,
-            bits: codes.bits,
-            renormalise: codes.renormalise,
-            codebooks: codes.codebooks.iter().map(codebook).collect(),
-            quant: self
-                .quant(output)
-                .expect("attention writes codes in a valid program"),
-            cells,
-        })
+        self.array(heads, |h| [step(h) as f32, codes.codebook(h).scale]);
+        self.array(codes.codebooks.len() * (thresholds + 1), |i| {
+            codes.codebooks[i / (thresholds + 1)].multipliers[i % (thresholds + 1)]
+        });
+        self.quant(output);
+        let Some(window) = window else {
+            self.out.words([0]);
+            return Ok(());
+        };
+        self.out.words([CellKind::of(&window).count()]);
+        for kind in CellKind::of(&window) {
+            self.cells(&kind, &window, &shape, heads, bias, unit)?;
+        }
+        Ok(())
     }
 
-    fn quant(&self, buffer: BufferId) -> Option<Quant> {
-        let cols = self.info.program().buffers[buffer.index()].cols;
-        let quant = self.info.quantization().activations[buffer.index()].as_ref()?;
-        Some(Quant::new(quant, cols))
+    /// The cells of one shape; `unit(head)` is what a score of 1 stands for.
+    fn cells(
+        &mut self,
+        kind: &CellKind,
+        window: &Window,
+        whole: &HeadShape,
+        heads: usize,
+        bias: Option<TensorId>,
+        unit: impl Fn(usize) -> f64,
+    ) -> Result<(), S::Error> {
+        let shape = kind.shape(whole);
+        let tokens = shape.tokens;
+        let width = Cells::bias_row_len(tokens);
+        let bias_len = bias.map_or(0, |_| tokens * width);
+        let pack_len = self.kernels.attention_pack_len(&shape);
+        let Lines { len, stride } = kind.lines(window);
+        let own = |cell: &Cell| kind.is_of(cell);
+        let count = window.cells().filter(own).count();
+        self.out
+            .words([tokens, pack_len, len, stride, count, bias_len]);
+        self.out.array(count, |first: &mut [u32]| {
+            for (to, cell) in first.iter_mut().zip(window.cells().filter(own)) {
+                *to = (cell.top * window.grid[1] + cell.left) as u32;
+            }
+        });
+
+        let Build { tensors, out, .. } = self;
+        let values = match (tensors, bias) {
+            (Some(tensors), Some(bias)) => Some(tensors.tensor(bias)?.float()),
+            (None, _) | (_, None) => None,
+        };
+        out.array(heads * bias_len, |biases: &mut [i32]| {
+            let value = |index: usize| values.and_then(|values| values.get(index));
+            for (row, biases) in biases.chunks_exact_mut(width).enumerate() {
+                let (head, q) = (row / tokens, row % tokens);
+                for (k, to) in biases[..tokens].iter_mut().enumerate() {
+                    let at = window.bias_index(&kind.cell(), q, k);
+                    let bias = value(head * window.bias_len() + at);
+                    let bias = bias.expect("a valid program has a bias for each pair");
+                    *to = integer_bias(bias, unit(head));
+                }
+                // Of no token; a block that is handed in may hold anything.
+                biases[tokens..].fill(0);
+            }
+        });
+        Ok(())
     }
 
-    fn float(&mut self, tensor: TensorId) -> Result<Vec<f32>, S::Error> {
-        Ok(self.tensors.tensor(tensor)?.float().to_vec())
+    /// The quantizer of a buffer, spread over the columns; nothing where it has none.
+    fn quant(&mut self, buffer: BufferId) {
+        let info = self.info;
+        let cols = info.program().buffers[buffer.index()].cols;
+        match &info.quantization().activations[buffer.index()] {
+            None => self.out.words([0, 0]),
+            Some(quant) => {
+                self.out.words([cols, quant.grid_bits().max_code().into()]);
+                self.array(cols, |c| 1.0 / quant.scale_at(c));
+                self.array(cols, |c| quant.zero_point_at(c));
+            }
+        }
+    }
+
+    /// Elements of a tensor; none where there is no tensor.
+    fn float_len(&self, tensor: Option<TensorId>) -> usize {
+        let tensor = tensor.map(|tensor| &self.info.program().tensors[tensor.index()]);
+        tensor.map_or(0, |tensor| tensor.rows * tensor.cols)
+    }
+
+    fn float(&mut self, tensor: TensorId) -> Result<(), S::Error> {
+        self.optional_float(Some(tensor))
     }
 
     /// Nothing where there is no tensor.
-    fn optional_float(&mut self, tensor: Option<TensorId>) -> Result<Vec<f32>, S::Error> {
-        tensor.map_or(Ok(Vec::new()), |tensor| self.float(tensor))
+    fn optional_float(&mut self, tensor: Option<TensorId>) -> Result<(), S::Error> {
+        let len = self.float_len(tensor);
+        let Build { tensors, out, .. } = self;
+        let values = match (tensors, tensor) {
+            (Some(tensors), Some(tensor)) => Some(tensors.tensor(tensor)?.float()),
+            (None, _) | (_, None) => None,
+        };
+        out.array(len, |to| {
+            if let Some(values) = values {
+                values.copy_to(to);
+            }
+        });
+        Ok(())
+    }
+
+    fn array<T: Pod>(&mut self, len: usize, value: impl Fn(usize) -> T) {
+        self.out.array(len, |array: &mut [T]| {
+            for (index, to) in array.iter_mut().enumerate() {
+                *to = value(index);
+            }
+        });
+    }
+
+    fn place(&mut self, place: &Place) {
+        self.out.words([place.start, place.end]);
     }
 
     fn floats(&self, buffer: BufferId) -> Place {
-        match &self.layout.targets[buffer.index()] {
-            Target::Floats(place) => place.clone(),
+        match self.layout.target(self.info, buffer) {
+            Target::Floats(place) => place,
             Target::Codes(_) => unreachable!("a valid program reads floats here"),
         }
     }
 
-    fn rows(&self, buffer: BufferId) -> Rows {
+    fn rows(&mut self, buffer: BufferId) {
         let shape = &self.info.program().buffers[buffer.index()];
-        Rows {
-            place: self.floats(buffer),
-            count: shape.rows,
-            cols: shape.cols,
-        }
+        self.place(&self.floats(buffer));
+        self.out.words([shape.rows, shape.cols]);
     }
 
     fn codes(&self, buffer: BufferId) -> Place {
-        match &self.layout.targets[buffer.index()] {
-            Target::Codes(place) => place.clone(),
+        match self.layout.target(self.info, buffer) {
+            Target::Codes(place) => place,
             Target::Floats(_) => unreachable!("a valid program reads codes here"),
         }
     }
 }
 
 /// Cells of one height and width.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct CellKind {
     height: usize,
     width: usize,
-    grid_width: usize,
-    first: Vec<u32>,
 }
 
 impl CellKind {
-    /// The cells of a window by their shape.
-    fn of(window: &Window) -> Vec<CellKind> {
-        let mut kinds: Vec<CellKind> = Vec::new();
-        for cell in window.cells() {
-            let first = (cell.top * window.grid[1] + cell.left) as u32;
-            let same =
-                |kind: &&mut CellKind| [kind.height, kind.width] == [cell.height, cell.width];
-            match kinds.iter_mut().find(same) {
-                Some(kind) => kind.first.push(first),
-                None => kinds.push(CellKind {
-                    height: cell.height,
-                    width: cell.width,
-                    grid_width: window.grid[1],
-                    first: vec![first],
-                }),
+    /// The most kinds of a window: along a side the first piece, whole ones, the last.
+    const MOST: usize = 9;
+
+    /// The kinds of cells of a window, as they come.
+    fn of(window: &Window) -> impl Iterator<Item = CellKind> + use<> {
+        let (mut kinds, mut count) = ([CellKind::default(); CellKind::MOST], 0);
+        for Cell { height, width, .. } in window.cells() {
+            let kind = CellKind { height, width };
+            if !kinds[..count].contains(&kind) {
+                kinds[count] = kind;
+                count += 1;
             }
         }
-        kinds
+        kinds.into_iter().take(count)
     }
 
-    fn tokens(&self) -> usize {
-        self.height * self.width
+    fn is_of(&self, cell: &Cell) -> bool {
+        [cell.height, cell.width] == [self.height, self.width]
     }
 
-    fn shape(&self, whole: &HeadShape) -> HeadShape {
-        HeadShape {
-            tokens: self.tokens(),
-            ..*whole
-        }
-    }
-
-    /// Bytes that a session keeps of it.
-    fn bytes(&self, heads: usize, biased: bool) -> usize {
-        let bias = match biased {
-            true => heads * self.tokens() * Cells::bias_row_len(self.tokens()) * size_of::<i32>(),
-            false => 0,
-        };
-        bias + self.first.len() * size_of::<u32>()
-    }
-
-    /// `units` is what a score of 1 stands for, by head.
-    fn group(
-        self,
-        kernels: &Kernels,
-        window: &Window,
-        whole: &HeadShape,
-        bias: &[f32],
-        units: impl Iterator<Item = f64>,
-    ) -> CellGroup {
-        let shape = self.shape(whole);
-        let heads = bias.chunks_exact(window.bias_len()).zip(units);
-        CellGroup {
-            pack_len: kernels.attention_pack_len(&shape),
-            lines: Lines {
-                len: self.width,
-                stride: self.grid_width,
-            },
-            bias: heads
-                .map(|(bias, unit)| self.bias(window, bias, unit))
-                .collect(),
-            first: self.first,
-            shape,
-        }
-    }
-
-    /// The bias of a head in units of its scores, [`Cells::bias`].
-    fn bias(&self, window: &Window, bias: &[f32], unit: f64) -> Vec<i32> {
-        let cell = Cell {
+    /// One of them.
+    fn cell(&self) -> Cell {
+        Cell {
             top: 0,
             left: 0,
             height: self.height,
             width: self.width,
-        };
-        let tokens = self.tokens();
-        let mut out = vec![0; tokens * Cells::bias_row_len(tokens)];
-        for (q, row) in out
-            .chunks_exact_mut(Cells::bias_row_len(tokens))
-            .enumerate()
-        {
-            for (k, out) in row[..tokens].iter_mut().enumerate() {
-                *out = integer_bias(bias[window.bias_index(&cell, q, k)], unit);
-            }
         }
-        out
+    }
+
+    fn lines(&self, window: &Window) -> Lines {
+        Lines {
+            len: self.width,
+            stride: window.grid[1],
+        }
+    }
+
+    fn shape(&self, whole: &HeadShape) -> HeadShape {
+        HeadShape {
+            tokens: self.height * self.width,
+            ..*whole
+        }
     }
 }
 
@@ -1086,41 +1021,13 @@ fn merged_by_norm(program: &Program, merge: usize) -> bool {
     )
 }
 
-/// `z_w[n] sum_k z_x[k] - sum_k z_x[k] w[n, k]`, per output, w and z_w signed.
-///
-/// The loops run over unsigned codes, which the compiler makes vector code of;
-/// the centre comes off the sums. No sum leaves an i32: a parsed model's do not.
-fn corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant, zeros: &[i32]) -> Vec<i32> {
-    let cols = tensor.cols();
-    let z_x: Vec<u8> = (0..cols).map(|k| input.zero_point_at(k)).collect();
-    let uniform = z_x.iter().all(|z| *z == z_x[0]);
-    let center = i32::from(tensor.bits().center());
-    let z_x_sum: i32 = z_x.iter().map(|&z| i32::from(z)).sum();
-    let mut codes = vec![0; cols];
-    let correction = |(n, zero): (usize, &i32)| {
-        tensor.unpack_row(n, &mut codes);
-        let dot: u32 = if uniform {
-            u32::from(z_x[0]) * codes.iter().map(|&w| u32::from(w)).sum::<u32>()
-        } else {
-            let products = z_x.iter().zip(&codes);
-            products.map(|(&z, &w)| u32::from(z) * u32::from(w)).sum()
-        };
-        (zero + center) * z_x_sum - dot as i32
-    };
-    zeros.iter().enumerate().map(correction).collect()
-}
-
-/// Thresholds in 1/64 of a score step of `step` octaves.
+/// A threshold of `threshold` octaves in 1/64 of a score step of `step` octaves.
 ///
 /// `t > threshold` octaves holds exactly when `64 d + offset > result`, where
 /// t is `step * d` plus the row's offset; d and offset are integers, so the
 /// largest integer not above the quotient decides the same way.
-fn integer_thresholds(codebook: &SoftmaxCodebook, step: f64) -> Vec<i32> {
-    codebook
-        .thresholds
-        .iter()
-        .map(|&t| floor_to_i32(64.0 * f64::from(t) / step))
-        .collect()
+fn integer_threshold(threshold: f32, step: f64) -> i32 {
+    floor_to_i32(64.0 * f64::from(threshold) / step)
 }
 
 /// The largest i32 not above `x`, saturating; infinity means never.
@@ -1154,11 +1061,6 @@ fn act_quant<'a>(info: &'a ModelInfo<'_>, buffer: BufferId) -> &'a ActivationQua
         .expect("a parsed model has a quantizer for every coded buffer")
 }
 
-fn codebook<'a>(info: &'a ModelInfo<'_>, buffer: BufferId) -> Option<&'a Codebook> {
-    let quant = info.quantization().activations[buffer.index()].as_ref();
-    quant.and_then(|quant| quant.codebook.as_ref())
-}
-
 fn softmax_quant<'a>(info: &'a ModelInfo<'_>, op: usize) -> &'a SoftmaxQuant {
     info.quantization().softmax[op]
         .as_ref()
@@ -1168,47 +1070,6 @@ fn softmax_quant<'a>(info: &'a ModelInfo<'_>, op: usize) -> &'a SoftmaxQuant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tpvit_models::synthetic::{self, VitConfig};
-    use tpvit_models::write;
-
-    /// Every width, zero points that are the same everywhere and that are not.
-    #[test]
-    fn corrections_are_what_the_formula_says() {
-        for bits in BitWidth::ALL {
-            let softmax = synthetic::row_max_softmax(BitWidth::B3);
-            let data = synthetic::vit(VitConfig::SMALLEST, bits, BitWidth::B8, &softmax, 4);
-            let bytes = write(&data).expect("a valid model");
-            let model = Model::parse(&bytes).expect("a valid file");
-            let weights = model.program().ops.iter().filter_map(Op::weight);
-            for tensor in weights.map(|id| model.weight(id)) {
-                let cols = tensor.cols();
-                let each: Vec<u8> = (0..cols).map(|k| (k * 37 % 251) as u8).collect();
-                for zero_point in [vec![0], vec![255], vec![9; cols], each] {
-                    let input = ActivationQuant {
-                        bits: BitWidth::B8,
-                        scale: vec![1.0; zero_point.len()],
-                        zero_point,
-                        codebook: None,
-                    };
-                    check_corrections(&tensor, &input);
-                }
-            }
-        }
-    }
-
-    fn check_corrections(tensor: &WeightTensor<'_>, input: &ActivationQuant) {
-        let center = i32::from(tensor.bits().center());
-        let zeros: Vec<i32> = (0..tensor.rows() as i32).map(|n| n % 3 - 1).collect();
-        let found = corrections(tensor, input, &zeros);
-        let mut row = vec![0; tensor.cols()];
-        for (n, zero) in zeros.iter().enumerate() {
-            tensor.unpack_row(n, &mut row);
-            let expected: i32 = (0..tensor.cols())
-                .map(|k| i32::from(input.zero_point_at(k)) * (zero - (i32::from(row[k]) - center)))
-                .sum();
-            assert_eq!(found[n], expected, "output {n}");
-        }
-    }
 
     #[test]
     fn floor_is_towards_minus_infinity_and_saturates() {

@@ -5,70 +5,76 @@
 //! and codes), all allocated beforehand; where it needs rows of other lanes,
 //! they meet and [`Exchange`] has them.
 
-use alloc::vec::Vec;
+use alloc::borrow::Cow;
 use core::ops::Range;
 
 use tpvit_kernels::{
-    ActCodebook, Cells, HeadOutput, HeadRequant, Kernels, KeysValues, Lines, Output, Queries,
-    Requant,
+    Cells, HeadOutput, HeadRequant, Kernels, KeysValues, Lines, Output, Queries, Requant,
 };
-use tpvit_models::{Activation, Codebook, Pooling, Program};
+use tpvit_models::{Activation, Pooling, Program};
 
-use crate::aligned::Aligned;
-use crate::compile::{
-    Attention, CellGroup, Gate, HeadNorm, LayerNorm, Linear, MergedRows, PatchEmbed, Pool, Product,
-    Residual, Rows, SelectToken, Sizes, Step, Target, Work,
-};
+use crate::block::{Block, cut};
+use crate::compile::Sizes;
 use crate::lanes::{Exchange, Part, Shared, share};
 use crate::plan::Place;
 use crate::session::{Observer, View};
+use crate::step::{
+    Attention, AttentionHead, CellGroup, CellGroups, Gate, HeadNorm, LayerNorm, Linear, MergedRows,
+    PatchEmbed, Pool, Product, Residual, Rows, SelectToken, Step, Steps, Target, Work,
+    quant_columns,
+};
 
 /// What all lanes of a session read.
-pub(crate) struct Network {
+pub(crate) struct Network<'m> {
     pub(crate) kernels: &'static Kernels,
-    pub(crate) program: Program,
+    pub(crate) program: Cow<'m, Program>,
     pub(crate) sizes: Sizes,
-    pub(crate) steps: Vec<Step>,
+    pub(crate) image: Block<'m>,
+}
+
+impl Network<'_> {
+    pub(crate) fn steps(&self) -> Steps<'_> {
+        Steps::new(&self.image, self.sizes.steps)
+    }
 }
 
 /// Everything a lane writes.
-#[derive(Default)]
-pub(crate) struct Memory {
-    pub(crate) floats: Aligned<f32>,
-    bytes: Aligned<u8>,
-    sums: Aligned<i32>,
-    scratch: Aligned<u8>,
-    row: Aligned<f32>,
+pub(crate) struct Memory<'a> {
+    pub(crate) floats: &'a mut [f32],
+    bytes: &'a mut [u8],
+    sums: &'a mut [i32],
+    scratch: &'a mut [u8],
+    row: &'a mut [f32],
 }
 
-impl Memory {
-    /// A lane's memory.
-    pub(crate) fn new(sizes: Sizes) -> Memory {
+impl<'a> Memory<'a> {
+    /// Divides a lane's arena.
+    pub(crate) fn of(mut arena: &'a mut [u8], sizes: &Sizes) -> Memory<'a> {
         Memory {
-            floats: Aligned::zeroed(sizes.floats_len),
-            bytes: Aligned::zeroed(sizes.bytes_len),
-            sums: Aligned::zeroed(sizes.sums_len),
-            scratch: Aligned::zeroed(sizes.scratch_len),
-            row: Aligned::zeroed(sizes.row_len),
+            floats: cut(&mut arena, sizes.floats_len),
+            bytes: cut(&mut arena, sizes.bytes_len),
+            sums: cut(&mut arena, sizes.sums_len),
+            scratch: cut(&mut arena, sizes.scratch_len),
+            row: cut(&mut arena, sizes.row_len),
         }
     }
 }
 
 /// One lane of a run.
 pub(crate) struct Lane<'a> {
-    pub(crate) network: &'a Network,
+    pub(crate) network: &'a Network<'a>,
     pub(crate) index: usize,
-    pub(crate) memory: &'a mut Memory,
+    pub(crate) memory: Memory<'a>,
     /// `None` where there is no other lane.
     pub(crate) exchange: Option<&'a Exchange>,
 }
 
-impl Lane<'_> {
+impl<'a> Lane<'a> {
     /// Runs every operation on this lane's rows of one picture.
     pub(crate) fn forward(&mut self, pixels: &[u8]) {
         let network = self.network;
-        for step in &network.steps {
-            self.step(step).run(pixels);
+        for step in network.steps() {
+            self.step(&step).run(pixels);
         }
         self.give_result();
     }
@@ -82,8 +88,9 @@ impl Lane<'_> {
         let Some(exchange) = self.exchange else {
             return;
         };
-        let last = self.network.steps.last().expect("a program has operations");
-        let run = self.step(last);
+        let last = self.network.steps().last();
+        let last = last.expect("a program has operations");
+        let run = self.step(&last);
         let rows = run.output();
         exchange.put_floats(run.own.start * run.cols, &run.memory.floats[rows]);
         exchange.meet();
@@ -97,45 +104,44 @@ impl Lane<'_> {
         mut observer: Option<&mut dyn Observer>,
     ) {
         let network = self.network;
-        for (index, step) in network.steps.iter().enumerate() {
-            let mut run = self.step(step);
+        for (index, step) in network.steps().enumerate() {
+            let mut run = self.step(&step);
             run.run(pixels);
             if let Work::Merge(_) = step.work {
                 continue; // it writes nothing
             }
             let observer = observer.as_deref_mut();
             run.observe(observer.map(|observer| {
-                |view: View<'_>| observer.after(index, step.output, step.rows.clone(), view)
+                |view: View<'_>| {
+                    observer.after(index, step.head.output, step.head.rows.clone(), view);
+                }
             }));
         }
         self.give_result();
     }
 
-    fn step<'s>(&'s mut self, step: &'s Step) -> Run<'s> {
-        let buffer = &self.network.program.buffers[step.output.index()];
-        let own = share(buffer.rows, self.index, self.network.sizes.lanes);
-        let start = step.rows.start.clamp(own.start, own.end);
+    fn step<'s>(&'s mut self, step: &'s Step<'s>) -> Run<'s, 'a> {
+        let [rows, cols] = step.head.shape;
+        let own = share(rows, self.index, self.network.sizes.lanes);
+        let start = step.head.rows.start.clamp(own.start, own.end);
         Run {
             kernels: self.network.kernels,
-            image_width: self.network.program.image[1],
             step,
-            rows: start..step.rows.end.clamp(start, own.end),
+            rows: start..step.head.rows.end.clamp(start, own.end),
             own,
             index: self.index,
             lanes: self.network.sizes.lanes,
-            cols: buffer.cols,
-            memory: self.memory,
+            cols,
+            memory: &mut self.memory,
             exchange: self.exchange,
         }
     }
 }
 
 /// One operation of one lane.
-struct Run<'a> {
+struct Run<'a, 'm> {
     kernels: &'static Kernels,
-    /// Of the picture, in pixels.
-    image_width: usize,
-    step: &'a Step,
+    step: &'a Step<'a>,
     /// The rows of the output to compute here, numbered as in the whole buffer.
     rows: Range<usize>,
     /// The rows of the output that are this lane's, computed or not.
@@ -144,11 +150,11 @@ struct Run<'a> {
     lanes: usize,
     /// Columns of the output.
     cols: usize,
-    memory: &'a mut Memory,
+    memory: &'a mut Memory<'m>,
     exchange: Option<&'a Exchange>,
 }
 
-impl Run<'_> {
+impl Run<'_, '_> {
     fn run(&mut self, pixels: &[u8]) {
         let step = self.step;
         if self.rows.is_empty() && !step.work.meets() {
@@ -174,8 +180,7 @@ impl Run<'_> {
     /// Moves the codes just written to the levels of their codebook, if they
     /// have one: the operations themselves know nothing but uniform codes.
     fn snap(&mut self) {
-        if let Some(Codebook { thresholds, levels }) = &self.step.codebook {
-            let book = ActCodebook { thresholds, levels };
+        if let Some(book) = self.step.codebook {
             let output = self.output();
             self.kernels.snap(book, &mut self.memory.bytes[output]);
         }
@@ -190,7 +195,7 @@ impl Run<'_> {
 
     /// The computed rows of the output.
     fn output(&self) -> Range<usize> {
-        let (Target::Codes(place) | Target::Floats(place)) = &self.step.target;
+        let (Target::Codes(place) | Target::Floats(place)) = &self.step.head.target;
         self.part(place, self.cols)
     }
 
@@ -199,17 +204,17 @@ impl Run<'_> {
         let own = self.output();
         let Some(exchange) = self.exchange else {
             if let Some(look) = look {
-                look(match self.step.target {
+                look(match self.step.head.target {
                     Target::Codes(_) => View::Codes(&self.memory.bytes[own]),
                     Target::Floats(_) => View::Floats(&self.memory.floats[own]),
                 });
             }
             return;
         };
-        let len = self.step.rows.len() * self.cols;
-        let start = self.rows.start.saturating_sub(self.step.rows.start) * self.cols;
+        let len = self.step.head.rows.len() * self.cols;
+        let start = self.rows.start.saturating_sub(self.step.head.rows.start) * self.cols;
         let start = start.min(len); // of a lane that has none of these rows
-        let part = match self.step.target {
+        let part = match self.step.head.target {
             Target::Codes(_) => Part::Codes {
                 start,
                 codes: &self.memory.bytes[own],
@@ -224,7 +229,7 @@ impl Run<'_> {
             part,
             look.map(|look| {
                 move |all: &Shared| {
-                    look(match self.step.target {
+                    look(match self.step.head.target {
                         Target::Codes(_) => View::Codes(&all.codes[..len]),
                         Target::Floats(_) => View::Floats(&all.floats[..len]),
                     })
@@ -247,8 +252,8 @@ impl Run<'_> {
         let (prefix_out, out) = floats[output].split_at_mut(prefix.len() * d);
         prefix_out.copy_from_slice(&work.prefix[prefix.start * d..prefix.end * d]);
         let a = &mut bytes[work.patches.start..][..patches.len() * k];
-        gather_patches(work.patch, self.image_width, pixels, patches.start, a);
-        let out = match work.position.as_slice() {
+        gather_patches(work.patch, work.image_width, pixels, patches.start, a);
+        let out = match work.position {
             [] => Output::F32 { out },
             position => Output::Residual {
                 residual: &position[patches.start * d..patches.end * d],
@@ -266,16 +271,16 @@ impl Run<'_> {
         }
         let (m, d) = (self.rows.len(), self.cols);
         let (input, output) = (self.part(&work.input, d), self.output());
-        let (gamma, beta, eps) = (&work.gamma, &work.beta, work.eps);
-        match &work.quant {
+        let (gamma, beta, eps) = (work.gamma, work.beta, work.eps);
+        match work.quant {
             Some(quant) => {
                 let x = &self.memory.floats[input];
                 let out = &mut self.memory.bytes[output];
                 self.kernels
-                    .layer_norm_codes(x, m, d, gamma, beta, eps, quant.all(), out);
+                    .layer_norm_codes(x, m, d, gamma, beta, eps, quant, out);
             }
             None => {
-                let (x, out) = two(&mut self.memory.floats, input, output);
+                let (x, out) = two(self.memory.floats, input, output);
                 self.kernels.layer_norm(x, m, d, gamma, beta, eps, out);
             }
         }
@@ -299,14 +304,14 @@ impl Run<'_> {
                 to.copy_from_slice(&from[corner * d..][..d]);
             }
         };
-        let (gamma, beta, eps) = (&work.gamma, &work.beta, work.eps);
+        let (gamma, beta, eps) = (work.gamma, work.beta, work.eps);
         let mut norm = |from: &[f32], out: &mut [f32], bytes: &mut [u8]| {
             for (i, number) in rows.clone().enumerate() {
                 gather(number, from, row);
                 let at = output.start + i * cols..output.start + (i + 1) * cols;
-                match &work.quant {
+                match work.quant {
                     Some(quant) => {
-                        let (quant, out) = (quant.all(), &mut bytes[at]);
+                        let (quant, out) = (quant, &mut bytes[at]);
                         kernels.layer_norm_codes(row, 1, cols, gamma, beta, eps, quant, out);
                     }
                     None => {
@@ -365,11 +370,11 @@ impl Run<'_> {
                 let (heads, x, normed) = (d / head_dim, &x[columns.clone()], &mut row[..d]);
                 self.kernels
                     .layer_norm(x, heads, head_dim, gamma, beta, work.eps, normed);
-                let quant = work.quant.columns(columns.clone());
+                let quant = quant_columns(&work.quant, columns.clone());
                 self.kernels
                     .quantize(normed, 1, d, quant, &mut out[columns]);
             }
-            let quant = work.quant.columns(2 * d..3 * d);
+            let quant = quant_columns(&work.quant, 2 * d..3 * d);
             self.kernels
                 .quantize(&x[2 * d..], 1, d, quant, &mut out[2 * d..]);
         }
@@ -381,14 +386,14 @@ impl Run<'_> {
         let Memory {
             floats, bytes, row, ..
         } = &mut *self.memory;
-        match &work.quant {
+        match work.quant {
             Some(quant) => {
                 let rows = floats[input].chunks_exact(2 * h);
                 for (x, out) in rows.zip(bytes[output].chunks_exact_mut(h)) {
                     let (gates, values) = x.split_at(h);
                     let gated = &mut row[..h];
                     self.kernels.gate(gates, values, gated);
-                    self.kernels.quantize(gated, 1, h, quant.all(), out);
+                    self.kernels.quantize(gated, 1, h, quant, out);
                 }
             }
             None => {
@@ -430,8 +435,8 @@ impl Run<'_> {
                 ),
                 Some(exchange) => exchange.floats(|rows| pool(&rows[..work.tokens.len() * d])),
             }
-            match &work.quant {
-                Some(quant) => kernels.quantize(row, 1, self.cols, quant.all(), &mut bytes[output]),
+            match work.quant {
+                Some(quant) => kernels.quantize(row, 1, self.cols, quant, &mut bytes[output]),
                 None => floats[output].copy_from_slice(row),
             }
         }
@@ -454,10 +459,9 @@ impl Run<'_> {
             scratch,
             row: _,
         } = &mut *self.memory;
-        let (a, out) = match (&work.quant, &work.residual, work.activation) {
+        let (a, out) = match (work.quant, &work.residual, work.activation) {
             (Some(quant), _, activation) => {
                 let (a, out) = two(bytes, input, output);
-                let quant = quant.all();
                 let out = match activation {
                     // The codes of a ReLU end at zero.
                     Activation::Identity | Activation::Relu => Output::Codes { out, quant },
@@ -507,10 +511,10 @@ impl Run<'_> {
             work,
             d,
             queries: &qkv[queries],
-            scratch: &mut self.memory.scratch,
+            scratch: self.memory.scratch,
             out,
         };
-        let count = work.heads.len();
+        let count = work.heads;
         let Some(exchange) = self.exchange else {
             for head in 0..count {
                 let keys_values = own_keys_values(work, head, qkv);
@@ -549,7 +553,7 @@ impl Run<'_> {
     }
 
     /// Attention in cells: each lane packs those that its rows lie in.
-    fn window_attention(&mut self, work: &Attention, groups: &[CellGroup]) {
+    fn window_attention(&mut self, work: &Attention<'_>, groups: &CellGroups<'_>) {
         let d = self.cols;
         let own = work.qkv.start..work.qkv.start + self.own.len() * 3 * d;
         let queries = self.part(&work.qkv, 3 * d);
@@ -566,15 +570,15 @@ impl Run<'_> {
             work,
             d,
             queries: &qkv[queries],
-            scratch: &mut self.memory.scratch,
+            scratch: self.memory.scratch,
             out,
         };
         let mut attend = |head: usize, keys_values: &KeysValues<'_>| {
-            for group in groups {
-                heads.attend_cells(head, group, rows.clone(), keys_values, packed);
+            for group in groups.clone() {
+                heads.attend_cells(head, &group, rows.clone(), keys_values, packed);
             }
         };
-        let count = work.heads.len();
+        let count = work.heads;
         let Some(exchange) = self.exchange else {
             for head in 0..count {
                 let keys_values = own_keys_values(work, head, qkv);
@@ -625,7 +629,7 @@ impl Run<'_> {
 /// One head's keys and values where they lie in the rows `qkv` of all tokens.
 fn own_keys_values<'a>(work: &Attention, head: usize, qkv: &'a [u8]) -> KeysValues<'a> {
     let head_dim = work.shape.head_dim;
-    let d = work.heads.len() * head_dim;
+    let d = work.heads * head_dim;
     KeysValues {
         rows: qkv, // [tokens, 3 * d]
         row_stride: 3 * d,
@@ -656,7 +660,7 @@ fn give_heads(
     work: &Attention,
     qkv: &[u8],
 ) {
-    let (count, head_dim) = (work.heads.len(), work.shape.head_dim);
+    let (count, head_dim) = (work.heads, work.shape.head_dim);
     let d = count * head_dim;
     let place = own.start * 2 * head_dim..own.end * 2 * head_dim;
     // Each begins with another head, so that they seldom wait for each other.
@@ -676,7 +680,7 @@ fn give_heads(
 /// Attention of some query rows, head by head.
 struct Heads<'a> {
     kernels: &'static Kernels,
-    work: &'a Attention,
+    work: &'a Attention<'a>,
     d: usize,
     queries: &'a [u8],     // [m, 3 * d]
     scratch: &'a mut [u8], // [attention_scratch_len]
@@ -687,13 +691,14 @@ impl<'a> Heads<'a> {
     /// The columns of one head of the output.
     fn attend(&mut self, head: usize, packed: &[u8]) {
         let work = self.work;
-        let (queries, requant) = self.head(head);
+        let this = work.head(head);
+        let (queries, requant) = self.operands(head, &this);
         self.kernels.attention(
             &work.shape,
             &queries,
             packed,
-            &work.softmax(head),
-            work.method(head),
+            &this.softmax,
+            this.method(),
             &requant,
             self.scratch,
             HeadOutput {
@@ -714,20 +719,21 @@ impl<'a> Heads<'a> {
         packed: &mut [u8],
     ) {
         let work = self.work;
-        let (queries, requant) = self.head(head);
+        let this = work.head(head);
+        let (queries, requant) = self.operands(head, &this);
         let cells = Cells {
             lines: group.lines,
-            first: &group.first,
+            first: group.first,
             own,
-            bias: group.bias.get(head).map_or(&[], Vec::as_slice),
+            bias: group.bias(head),
         };
         self.kernels.attention_cells(
             &group.shape,
             &cells,
             &queries,
             keys_values,
-            &work.softmax(head),
-            work.method(head),
+            &this.softmax,
+            this.method(),
             &requant,
             &mut packed[..group.pack_len],
             self.scratch,
@@ -739,8 +745,7 @@ impl<'a> Heads<'a> {
         );
     }
 
-    fn head(&self, head: usize) -> (Queries<'a>, HeadRequant<'a>) {
-        let this = &self.work.heads[head];
+    fn operands(&self, head: usize, this: &AttentionHead<'a>) -> (Queries<'a>, HeadRequant<'a>) {
         let head_dim = self.work.shape.head_dim;
         let col = head * head_dim;
         let queries = Queries {
@@ -750,15 +755,15 @@ impl<'a> Heads<'a> {
             zero: this.q_zero,
         };
         let requant = HeadRequant {
-            v_zero: &this.v_zero,
-            v_scale: &this.v_scale,
-            quant: self.work.quant.columns(col..col + head_dim),
+            v_zero: this.v_zero,
+            v_scale: this.v_scale,
+            quant: quant_columns(&self.work.quant, col..col + head_dim),
         };
         (queries, requant)
     }
 }
 
-impl Product {
+impl Product<'_> {
     /// `output` of `a * weight^T`, `a` being `[m, k]` codes.
     fn run(
         &self,
@@ -770,21 +775,21 @@ impl Product {
     ) {
         let k = self.shape.k;
         let m = a.len() / k;
-        let weight_zero = self.weight_zero.as_deref();
+        let weight_zero = self.weight_zero;
         let row_sums = weight_zero.map(|_| {
             kernels.row_sums(a, k, &mut sums[..m]);
             &sums[..m]
         });
         let requant = Requant {
-            scale: &self.scale,
-            bias: &self.bias,
-            correction: &self.correction,
+            scale: self.scale,
+            bias: self.bias,
+            correction: self.correction,
             weight_zero,
         };
         kernels.gemm(
             &self.shape,
             a,
-            &self.packed,
+            self.packed,
             &requant,
             row_sums,
             scratch,

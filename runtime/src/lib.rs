@@ -24,14 +24,16 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
-mod aligned;
 #[cfg(feature = "std")]
 mod barrier;
+mod block;
 mod compile;
 mod exec;
+mod image;
 mod lanes;
 mod plan;
 mod session;
+mod step;
 #[cfg(feature = "std")]
 mod team;
 

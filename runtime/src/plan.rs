@@ -8,10 +8,12 @@
 //!
 //! The last block of a classifier only matters at the class token: keys and
 //! values need every token, everything after them one row.
-//! [`Program::needed_rows`] finds this, exactly, without knowing what a block is.
+//! [`Program::needed_rows_in`] finds this, exactly, without knowing what a block is.
+//!
+//! All of it is decided in memory of the caller's, [`words`] of it: making a session in
+//! a block allocates nothing either.
 
-use alloc::vec;
-use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::ops::Range;
 
 use tpvit_models::{Op, Program};
@@ -21,117 +23,200 @@ use crate::lanes::share;
 /// Places start at multiples of this many elements, a cache line of bytes.
 const ALIGN: usize = 64;
 
-/// A place in an arena, in elements, or none for a buffer that is not there.
+/// A place in an arena, in elements.
 pub(crate) type Place = Range<usize>;
 
-/// The life of one piece of memory.
-#[derive(Clone, Debug)]
-pub(crate) struct Life {
+/// The memory that planning `program` takes.
+pub(crate) fn words(program: &Program) -> usize {
+    let (buffers, ops) = (program.buffers.len(), program.ops.len());
+    2 * ops + buffers + Lives::COLUMNS * (buffers + ops)
+}
+
+/// Pieces of memory, each by its number: those of the buffers, then one of each
+/// operation, which it has for itself while it runs.
+struct Lives<'w> {
     /// First operation that uses it.
-    pub(crate) first: usize,
+    first: &'w mut [usize],
     /// Last operation that uses it.
-    pub(crate) last: usize,
+    last: &'w mut [usize],
     /// Elements.
-    pub(crate) len: usize,
+    len: &'w mut [usize],
+    /// Where it is.
+    start: &'w mut [usize],
+    /// Those of one arena, the largest first.
+    order: &'w mut [usize],
+    /// Those that have a place, by it.
+    placed: &'w mut [usize],
 }
 
-/// Gives each life a place; returns the places and the arena's length. A life of
-/// no elements is at 0, where it overlaps nothing.
-pub(crate) fn place(lives: &[Life]) -> (Vec<Place>, usize) {
-    let mut order: Vec<usize> = (0..lives.len()).collect();
-    order.sort_by_key(|&i| (core::cmp::Reverse(lives[i].len), lives[i].first, i));
-    let mut places = vec![0..0; lives.len()];
-    let mut placed: Vec<usize> = Vec::new();
-    let mut total = 0;
-    for i in order {
-        let size = lives[i].len.next_multiple_of(ALIGN);
-        let mut taken: Vec<Place> = placed
-            .iter()
-            .filter(|&&j| lives[j].first <= lives[i].last && lives[i].first <= lives[j].last)
-            .map(|&j| places[j].start..places[j].start + lives[j].len.next_multiple_of(ALIGN))
-            .collect();
-        taken.sort_by_key(|p| p.start);
-        let mut start = 0;
-        for p in taken {
-            if start + size <= p.start {
-                break;
-            }
-            start = start.max(p.end);
+impl<'w> Lives<'w> {
+    const COLUMNS: usize = 6;
+
+    fn new(words: &mut &'w mut [usize], count: usize) -> Lives<'w> {
+        let mut column = || cut(words, count);
+        Lives {
+            first: column(),
+            last: column(),
+            len: column(),
+            start: column(),
+            order: column(),
+            placed: column(),
         }
-        places[i] = start..start + lives[i].len;
-        total = total.max(start + size);
-        placed.push(i);
     }
-    (places, total)
-}
 
-/// Which memory a buffer of the program uses.
-#[derive(Clone, Debug)]
-pub(crate) struct BufferPlan {
-    /// Whether it holds codes (bytes) or f32.
-    pub(crate) coded: bool,
-    /// Index into the lives of its arena.
-    pub(crate) life: usize,
-}
+    fn set(&mut self, life: usize, first: usize, last: usize, len: usize) {
+        (self.first[life], self.last[life]) = (first, last);
+        self.len[life] = len;
+    }
 
-/// Lives of all buffers: those of floats, those of bytes, and which is whose.
-pub(crate) struct Lives {
-    pub(crate) floats: Vec<Life>,
-    pub(crate) bytes: Vec<Life>,
-    pub(crate) buffers: Vec<BufferPlan>,
-}
-
-/// Finds the lives of the program's buffers, of which a lane of `lanes` has a
-/// share of the rows.
-pub(crate) fn lives(program: &Program, lanes: usize) -> Lives {
-    let coded = program.coded();
-    let last = last_uses(program);
-    let mut lives = Lives {
-        floats: Vec::new(),
-        bytes: Vec::new(),
-        buffers: Vec::new(),
-    };
-    lives.buffers = coded
-        .iter()
-        .map(|&coded| BufferPlan {
-            coded,
-            life: usize::MAX,
-        })
-        .collect();
-    for (index, op) in program.ops.iter().enumerate() {
-        let output = op.output().index();
-        if let Some(residual) = overwritten_residual(op, index, &last) {
-            let life = lives.buffers[residual].life;
-            lives.floats[life].last = last[output];
-            lives.buffers[output].life = life;
-            continue;
-        }
-        let buffer = &program.buffers[output];
-        let len = match op {
-            Op::PatchMerge { .. } => 0, // its reader takes the rows from its input
-            Op::PatchEmbed { .. }
-            | Op::LayerNorm { .. }
-            | Op::Linear { .. }
-            | Op::HeadNorm { .. }
-            | Op::Gate { .. }
-            | Op::Attention { .. }
-            | Op::SelectToken { .. }
-            | Op::Pool { .. } => share(buffer.rows, 0, lanes).len() * buffer.cols,
-        };
-        let life = Life {
-            first: index,
-            last: last[output],
+    /// Gives each life that is `in_arena` a place; returns the arena's length. A life of
+    /// no elements is at 0, where it overlaps nothing.
+    fn place(&mut self, in_arena: impl Fn(usize) -> bool) -> usize {
+        let Lives {
+            first,
+            last,
             len,
-        };
-        let arena = if coded[output] {
-            &mut lives.bytes
-        } else {
-            &mut lives.floats
-        };
-        lives.buffers[output].life = arena.len();
-        arena.push(life);
+            start,
+            order,
+            placed,
+        } = self;
+        let mut count = 0;
+        for life in (0..len.len()).filter(|&life| in_arena(life)) {
+            order[count] = life;
+            count += 1;
+        }
+        order[..count].sort_unstable_by_key(|&life| (Reverse(len[life]), first[life], life));
+        let mut total = 0;
+        for done in 0..count {
+            let life = order[done];
+            let size = len[life].next_multiple_of(ALIGN);
+            let mut at = 0;
+            for &other in &placed[..done] {
+                if last[other] < first[life] || last[life] < first[other] {
+                    continue;
+                }
+                if at + size <= start[other] {
+                    break;
+                }
+                at = at.max(start[other] + len[other].next_multiple_of(ALIGN));
+            }
+            start[life] = at;
+            total = total.max(at + size);
+            let index = placed[..done].partition_point(|&other| start[other] <= at);
+            placed.copy_within(index..done, index + 1);
+            placed[index] = life;
+        }
+        total
     }
-    lives
+}
+
+/// Cuts `len` words off the front.
+fn cut<'w>(words: &mut &'w mut [usize], len: usize) -> &'w mut [usize] {
+    let (piece, rest) = core::mem::take(words).split_at_mut(len);
+    *words = rest;
+    piece
+}
+
+/// What is decided.
+pub(crate) struct Places<'w> {
+    /// By operation: the rows of its output to compute.
+    rows: &'w mut [[usize; 2]],
+    /// By buffer: its life, or that of the residual it is written over.
+    life: &'w mut [usize],
+    lives: Lives<'w>,
+    /// Elements of the arena of floats.
+    pub(crate) floats_len: usize,
+    /// Of that of bytes.
+    pub(crate) bytes_len: usize,
+}
+
+impl<'w> Places<'w> {
+    /// Finds the lives of the program's buffers, of which a lane of `lanes` has a share
+    /// of the rows, and gives them places. `extra[op]` bytes are the operation's own
+    /// while it runs; `coded` tells which buffers hold codes.
+    ///
+    /// # Panics
+    /// If `memory` is less than [`words`].
+    pub(crate) fn new(
+        program: &Program,
+        lanes: usize,
+        all_rows: bool,
+        coded: impl Fn(usize) -> bool,
+        extra: impl Fn(usize) -> usize,
+        mut memory: &'w mut [usize],
+    ) -> Places<'w> {
+        let (buffers, ops) = (program.buffers.len(), program.ops.len());
+        let (rows, _) = cut(&mut memory, 2 * ops).as_chunks_mut::<2>();
+        let life = cut(&mut memory, buffers);
+        // Read before the lives are written there.
+        let (read, _) = memory.as_chunks_mut::<2>();
+        program.needed_rows_in(rows, read);
+        if all_rows {
+            for (rows, op) in rows.iter_mut().zip(&program.ops) {
+                *rows = [0, program.buffers[op.output().index()].rows];
+            }
+        }
+        let mut lives = Lives::new(&mut memory, buffers + ops);
+        last_uses(program, &mut lives.last[..buffers]);
+        for (index, op) in program.ops.iter().enumerate() {
+            let output = op.output().index();
+            let last = lives.last[output];
+            lives.set(output, index, last, 0);
+            if let Some(residual) = overwritten_residual(op, index, lives.last) {
+                life[output] = life[residual];
+                lives.last[life[residual]] = last;
+                continue;
+            }
+            life[output] = output;
+            let buffer = &program.buffers[output];
+            lives.len[output] = match op {
+                Op::PatchMerge { .. } => 0, // its reader takes the rows from its input
+                Op::PatchEmbed { .. }
+                | Op::LayerNorm { .. }
+                | Op::Linear { .. }
+                | Op::HeadNorm { .. }
+                | Op::Gate { .. }
+                | Op::Attention { .. }
+                | Op::SelectToken { .. }
+                | Op::Pool { .. } => share(buffer.rows, 0, lanes).len() * buffer.cols,
+            };
+        }
+        for index in 0..ops {
+            lives.set(buffers + index, index, index, extra(index));
+        }
+        let own = |index: usize| life.get(index).is_none_or(|life| *life == index);
+        let is_codes = |index: usize| index >= buffers || coded(index);
+        let floats_len = lives.place(|index| own(index) && !is_codes(index));
+        let bytes_len = lives.place(|index| own(index) && is_codes(index));
+        Places {
+            rows,
+            life,
+            lives,
+            floats_len,
+            bytes_len,
+        }
+    }
+
+    /// The rows of the output of an operation to compute.
+    pub(crate) fn rows(&self, op: usize) -> Range<usize> {
+        let [start, end] = self.rows[op];
+        start..end
+    }
+
+    /// Where a buffer is, in its arena.
+    pub(crate) fn buffer(&self, buffer: usize) -> Place {
+        self.life(self.life[buffer])
+    }
+
+    /// What an operation has for itself while it runs, in the arena of bytes.
+    pub(crate) fn extra(&self, op: usize) -> Place {
+        self.life(self.life.len() + op)
+    }
+
+    fn life(&self, life: usize) -> Place {
+        let start = self.lives.start[life];
+        start..start + self.lives.len[life]
+    }
 }
 
 /// The residual that `op` may write over: nobody reads it afterwards.
@@ -154,8 +239,8 @@ fn overwritten_residual(op: &Op, index: usize, last: &[usize]) -> Option<usize> 
 }
 
 /// The last operation that touches each buffer.
-fn last_uses(program: &Program) -> Vec<usize> {
-    let mut last = vec![0; program.buffers.len()];
+fn last_uses(program: &Program, last: &mut [usize]) {
+    last.fill(0);
     for (index, op) in program.ops.iter().enumerate() {
         last[op.output().index()] = index;
         for input in op.inputs().into_iter().flatten() {
@@ -167,7 +252,6 @@ fn last_uses(program: &Program) -> Vec<usize> {
             last[input.index()] = last[input.index()].max(last[output.index()]);
         }
     }
-    last
 }
 
 #[cfg(test)]
@@ -177,43 +261,30 @@ mod tests {
     #[test]
     fn lives_that_meet_never_share_and_others_do() {
         let lives = [
-            Life {
-                first: 0,
-                last: 2,
-                len: 100,
-            },
-            Life {
-                first: 1,
-                last: 3,
-                len: 70,
-            },
-            Life {
-                first: 3,
-                last: 4,
-                len: 100,
-            },
-            Life {
-                first: 5,
-                last: 5,
-                len: 10,
-            },
-            Life {
-                first: 0,
-                last: 5,
-                len: 0,
-            },
+            (0, 2, 100),
+            (1, 3, 70),
+            (3, 4, 100),
+            (5, 5, 10),
+            (0, 5, 0),
+            (0, 5, 1000), // of another arena
         ];
-        let (places, total) = place(&lives);
-        for i in 0..lives.len() {
+        let mut memory = [usize::MAX; Lives::COLUMNS * 6];
+        let mut found = Lives::new(&mut &mut memory[..], lives.len());
+        for (life, (first, last, len)) in lives.into_iter().enumerate() {
+            found.set(life, first, last, len);
+        }
+        let total = found.place(|life| life < 5);
+        let place = |life: usize| found.start[life]..found.start[life] + found.len[life];
+        for i in 0..5 {
             for j in 0..i {
-                let together = lives[i].first <= lives[j].last && lives[j].first <= lives[i].last;
-                let apart = places[i].end <= places[j].start || places[j].end <= places[i].start;
-                assert!(!together || apart, "{i} and {j} share: {places:?}");
+                let together = found.first[i] <= found.last[j] && found.first[j] <= found.last[i];
+                let apart = place(i).end <= place(j).start || place(j).end <= place(i).start;
+                assert!(!together || apart, "{i} and {j} share");
             }
         }
         // 100 -> 128 elements and 70 -> 128: the third reuses the first's place.
         assert_eq!(total, 256);
-        assert_eq!(places[2].start, places[0].start);
-        assert_eq!(places[4], 0..0);
+        assert_eq!(place(2).start, place(0).start);
+        assert_eq!(place(4), 0..0);
     }
 }

@@ -1,5 +1,6 @@
 //! A model made ready for one CPU, and the memory it runs in.
 
+use alloc::borrow::Cow;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -13,9 +14,12 @@ use tpvit_models::{BufferId, Model, ModelInfo, Program};
 #[cfg(feature = "std")]
 use tpvit_models::{ReadError, TensorReader};
 
+use crate::block::{self, Block};
 use crate::compile::{Layout, TensorSource};
 use crate::exec::{Lane, Memory, Network};
-use crate::lanes::{Exchange, Handle, Team};
+use crate::image::Writer;
+use crate::lanes::{Exchange, Team};
+use crate::plan;
 
 /// How attention codes meet values; both give the same integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +74,13 @@ pub enum SessionError {
         /// How many.
         threads: usize,
     },
+    /// The block that was handed in is too small.
+    Memory {
+        /// Bytes that this block needs to have, those before its first line among them.
+        needed: usize,
+        /// Bytes that it has.
+        found: usize,
+    },
     /// An operation combines things that no kernel does.
     Unsupported {
         /// Index of the operation.
@@ -79,7 +90,7 @@ pub enum SessionError {
     },
     /// The system does not give the memory. Found before anything is allocated, and
     /// only with `std`: an allocator of a device need not have one block of this size.
-    Memory {
+    OutOfMemory {
         /// Bytes: [`MemoryPlan::heap_bytes`].
         bytes: usize,
     },
@@ -94,10 +105,16 @@ impl fmt::Display for SessionError {
             SessionError::Threads { threads } => {
                 write!(f, "cannot start {threads} threads here")
             }
+            SessionError::Memory { needed, found } => {
+                write!(
+                    f,
+                    "the session needs {needed} bytes of memory, it was given {found}"
+                )
+            }
             SessionError::Unsupported { op, what } => {
                 write!(f, "operation {op} has {what}, which no kernel does")
             }
-            SessionError::Memory { bytes } => {
+            SessionError::OutOfMemory { bytes } => {
                 write!(
                     f,
                     "a session takes {bytes} bytes of memory, which are not to be had here"
@@ -201,12 +218,12 @@ pub struct MemoryPlan {
     pub scratch_bytes: usize,
     /// Weight codes in the order of this CPU.
     pub weight_bytes: usize,
-    /// Scales, biases, LayerNorm gains, embeddings, thresholds; 4 bytes less for each
-    /// output of a layer whose zero points are all the centre, which only its values say.
+    /// Scales, biases, LayerNorm gains, embeddings, thresholds, and where each operation
+    /// reads and writes; 4 bytes are not used for each output of a layer whose zero
+    /// points are all the centre, which only its values say.
     pub constant_bytes: usize,
-    /// A bound of the rest: the program and its names, where each operation reads and
-    /// writes, what an allocator's user loses at a block's ends, what a thread takes,
-    /// and what only exists while the session is made.
+    /// A bound of what a session on the heap takes beside these: the program and its
+    /// names, what a thread takes, and what only exists while the session is made.
     pub description_bytes: usize,
 }
 
@@ -218,12 +235,19 @@ impl MemoryPlan {
     /// has no more, `bare/run.sh` without an operating system.
     pub const STACK_BYTES: usize = 64 * 1024;
 
-    /// What a session of `model` with `options` will allocate.
+    /// A block for [`Session::new_in`] loses nothing if its address is a multiple of
+    /// this, and at most one less than this otherwise.
+    pub const BLOCK_ALIGN: usize = block::LINE;
+
+    /// What a session of `model` with `options` will take.
     ///
     /// # Errors
     /// As [`Session::new`].
     pub fn new(model: &ModelInfo<'_>, options: &Options) -> Result<MemoryPlan, SessionError> {
-        Ok(Layout::new(model, kernels(options)?, options)?.memory())
+        let kernels = kernels(options)?;
+        let mut planning = vec![0; plan::words(model.program())];
+        let layout = Layout::new(model, kernels, options, &mut planning)?;
+        Ok(layout.memory(model, kernels))
     }
 
     /// The arena of a run: everything but weights and constants.
@@ -231,14 +255,20 @@ impl MemoryPlan {
         self.float_bytes + self.code_bytes + self.scratch_bytes
     }
 
-    /// Arena, weights and constants.
+    /// Arena, weights and constants: on one thread, the block that
+    /// [`Session::new_in`] needs at a multiple of [`BLOCK_ALIGN`](Self::BLOCK_ALIGN).
     pub fn total_bytes(&self) -> usize {
-        self.arena_bytes() + self.weight_bytes + self.constant_bytes
+        self.arena_bytes() + self.image_bytes()
     }
 
     /// A bound of the heap that a session takes, while it is made and afterwards.
     pub fn heap_bytes(&self) -> usize {
         self.total_bytes() + self.description_bytes
+    }
+
+    /// What is written when a session is made, and read by every run.
+    fn image_bytes(&self) -> usize {
+        self.weight_bytes + self.constant_bytes
     }
 }
 
@@ -266,78 +296,156 @@ impl Observer for () {
 
 /// A model ready to run: weights in this CPU's order, memory in place.
 ///
-/// Holds all it needs; the file's bytes may be dropped. With several threads,
-/// all but the caller's wait between pictures and end with the session.
-pub struct Session {
-    network: Handle<Network>,
+/// On the heap, or in a block that the caller hands in. One on the heap holds all it
+/// needs; the file's bytes may be dropped. With several threads, all but the caller's
+/// wait between pictures and end with the session.
+pub struct Session<'m> {
+    lanes: Lanes<'m>,
     /// Lane 0's.
-    memory: Memory,
-    /// The other lanes, if there are any.
-    team: Option<Team>,
+    arena: Block<'m>,
     /// The rows of all lanes of a result that has more than lane 0's.
     result: Vec<f32>,
     plan: MemoryPlan,
 }
 
-impl Session {
+/// What a session reads, and who runs it.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a session in a block has no heap to put it on"
+)]
+enum Lanes<'m> {
+    /// The caller alone.
+    One(Network<'m>),
+    /// The caller and others.
+    Several(Team),
+}
+
+impl<'m> Lanes<'m> {
+    fn network(&self) -> &Network<'m> {
+        match self {
+            Lanes::One(network) => network,
+            Lanes::Several(team) => team.network(),
+        }
+    }
+}
+
+impl<'m> Session<'m> {
     /// Re-orders the weights for this CPU and allocates all that runs need.
     ///
     /// # Errors
     /// [`SessionError`] if the instruction set, the threads or the memory are not
     /// to be had, or an operation has no kernel.
-    pub fn new(model: &Model<'_>, options: &Options) -> Result<Session, SessionError> {
-        let mut tensors = model;
-        match Session::build(model, &mut tensors, options) {
+    pub fn new(model: &Model<'m>, options: &Options) -> Result<Session<'m>, SessionError> {
+        match Session::build(model, model, options) {
             Ok(session) => Ok(session),
             Err(BuildError::Session(error)) => Err(error),
             Err(BuildError::Tensor(never)) => match never {},
         }
     }
 
-    /// As [`Session::new`], with the tensors of a file, of which one at a time
-    /// is in memory.
+    /// As [`Session::new`], in `memory`, whatever it holds: nothing is allocated from the
+    /// heap, neither here nor by a run. The same results, to the bit.
+    ///
+    /// `memory` is [`MemoryPlan::total_bytes`] bytes at a multiple of
+    /// [`MemoryPlan::BLOCK_ALIGN`], or up to 63 more elsewhere. Runs on one thread.
+    ///
+    /// ```
+    /// # use tpvit_models::{Model, synthetic, write};
+    /// # use tpvit_runtime::{MemoryPlan, Options, Session};
+    /// # let file = write(&synthetic::tiny()).unwrap();
+    /// # let pixels = [128; 16 * 16 * 3];
+    /// let model = Model::parse(&file).unwrap();
+    /// let plan = MemoryPlan::new(&model, &Options::default())?;
+    /// let mut block = vec![0; plan.total_bytes() + MemoryPlan::BLOCK_ALIGN];
+    /// let mut session = Session::new_in(&model, &Options::default(), &mut block)?;
+    /// # let [height, width] = session.program().image;
+    /// # let pixels = vec![128; height * width * 3];
+    /// assert_eq!(session.run(&pixels).unwrap().len(), 10);
+    /// # Ok::<(), tpvit_runtime::SessionError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`LoadError`]: as [`Session::new`], or if a tensor cannot be read.
-    #[cfg(feature = "std")]
-    pub fn load<R: Read + Seek>(
-        mut tensors: TensorReader<'_, R>,
+    /// As [`Session::new`]; [`SessionError::Memory`] if the block is too small, which
+    /// says how many bytes it needs, and [`SessionError::Threads`] for more than one.
+    pub fn new_in(
+        model: &'m Model<'_>,
         options: &Options,
-    ) -> Result<Session, LoadError> {
-        let info = tensors.info();
-        match Session::build(info, &mut &mut tensors, options) {
-            Ok(session) => Ok(session),
-            Err(BuildError::Session(error)) => Err(LoadError::Session(error)),
-            Err(BuildError::Tensor(error)) => Err(LoadError::Read(error)),
+        memory: &'m mut [u8],
+    ) -> Result<Session<'m>, SessionError> {
+        let threads = options.threads;
+        if threads > 1 {
+            return Err(SessionError::Threads { threads });
         }
+        let (found, kernels) = (memory.len(), kernels(options)?);
+        let skipped = block::before_line(memory);
+        let program = model.program();
+        let too_small = || match MemoryPlan::new(model, options) {
+            Ok(plan) => SessionError::Memory {
+                needed: skipped.saturating_add(plan.total_bytes()),
+                found,
+            },
+            Err(error) => error,
+        };
+        let memory = memory.get_mut(skipped..).ok_or_else(too_small)?;
+        // What is planned lies where runs will write, behind the image.
+        let planning = plan::words(program) * size_of::<usize>();
+        let end = memory.len() / block::LINE * block::LINE;
+        let start = end.checked_sub(planning.next_multiple_of(block::LINE));
+        let start = start.ok_or_else(too_small)?;
+        let (image, planned) = memory[..end].split_at_mut(start);
+        let words = bytemuck::cast_slice_mut(planned);
+        let layout = Layout::new(model, kernels, options, words)?;
+        let (plan, sizes) = (layout.memory(model, kernels), layout.sizes);
+        if plan.total_bytes() > end {
+            return Err(too_small());
+        }
+        let out = Writer::to(&mut image[..plan.image_bytes()]);
+        let Ok(_) = layout.image(model, Some(model), kernels, out);
+        let (image, rest) = memory[..end].split_at_mut(plan.image_bytes());
+        Ok(Session {
+            lanes: Lanes::One(Network {
+                kernels,
+                program: Cow::Borrowed(program),
+                sizes,
+                image: Block::Lent(image),
+            }),
+            arena: Block::Lent(&mut rest[..sizes.arena_bytes()]),
+            result: Vec::new(),
+            plan,
+        })
     }
 
     fn build<S: TensorSource>(
         info: &ModelInfo<'_>,
-        tensors: &mut S,
+        tensors: S,
         options: &Options,
-    ) -> Result<Session, BuildError<S::Error>> {
+    ) -> Result<Session<'m>, BuildError<S::Error>> {
         let kernels = kernels(options)?;
-        let layout = Layout::new(info, kernels, options)?;
+        let mut planning = vec![0; plan::words(info.program())];
+        let layout = Layout::new(info, kernels, options, &mut planning)?;
+        let (plan, sizes) = (layout.memory(info, kernels), layout.sizes);
         #[cfg(feature = "std")]
-        check_memory(&layout.memory())?;
-        let steps = layout.steps(info, tensors, kernels);
-        let network = Handle::new(Network {
+        check_memory(&plan)?;
+        let mut image = Block::owned(plan.image_bytes());
+        let written = layout.image(info, Some(tensors), kernels, Writer::to(&mut image));
+        written.map_err(BuildError::Tensor)?;
+        let network = Network {
             kernels,
-            program: info.program().clone(),
-            sizes: layout.sizes,
-            steps: steps.map_err(BuildError::Tensor)?,
-        });
-        let team = match layout.sizes.lanes {
-            1 => None,
-            threads => Some(Team::start(&network).ok_or(SessionError::Threads { threads })?),
+            program: Cow::Owned(info.program().clone()),
+            sizes,
+            image,
         };
         Ok(Session {
-            memory: Memory::new(layout.sizes),
-            result: vec![0.0; layout.sizes.shared_result],
-            plan: layout.memory(),
-            network,
-            team,
+            lanes: match sizes.lanes {
+                1 => Lanes::One(network),
+                threads => {
+                    let team = Team::start(network);
+                    Lanes::Several(team.ok_or(SessionError::Threads { threads })?)
+                }
+            },
+            arena: Block::owned(sizes.arena_bytes()),
+            result: vec![0.0; sizes.shared_result],
+            plan,
         })
     }
 
@@ -351,10 +459,7 @@ impl Session {
     /// [`RunError::Pixels`] if the length is wrong.
     pub fn run(&mut self, pixels: &[u8]) -> Result<&[f32], RunError> {
         self.check_pixels(pixels)?;
-        let (network, memory) = (&self.network, &mut self.memory);
-        in_lane_0(network, memory, self.team.as_ref(), pixels, false, |lane| {
-            lane.forward(pixels);
-        });
+        self.in_lane_0(pixels, false, |lane| lane.forward(pixels));
         Ok(self.result())
     }
 
@@ -372,15 +477,14 @@ impl Session {
         observer: &mut dyn Observer,
     ) -> Result<&[f32], RunError> {
         self.check_pixels(pixels)?;
-        let (network, memory) = (&self.network, &mut self.memory);
-        in_lane_0(network, memory, self.team.as_ref(), pixels, true, |lane| {
+        self.in_lane_0(pixels, true, |lane| {
             lane.forward_observed(pixels, Some(observer));
         });
         Ok(self.result())
     }
 
     fn check_pixels(&self, pixels: &[u8]) -> Result<(), RunError> {
-        let [height, width] = self.network.program.image;
+        let [height, width] = self.program().image;
         let expected = height * width * 3;
         if pixels.len() != expected {
             return Err(RunError::Pixels {
@@ -393,19 +497,20 @@ impl Session {
 
     /// What the last operation wrote.
     fn result(&mut self) -> &[f32] {
-        if let (false, Some(team)) = (self.result.is_empty(), &self.team) {
-            let (result, len) = (&mut self.result, self.network.sizes.shared_result);
+        let sizes = self.lanes.network().sizes;
+        if let (false, Lanes::Several(team)) = (self.result.is_empty(), &self.lanes) {
+            let result = &mut self.result;
             team.exchange()
-                .floats(|rows| result.copy_from_slice(&rows[..len]));
+                .floats(|rows| result.copy_from_slice(&rows[..sizes.shared_result]));
             return &self.result;
         }
-        let steps = &self.network.steps;
-        &self.memory.floats[steps[steps.len() - 1].float_output()]
+        let [start, end] = sizes.result;
+        &Memory::of(&mut self.arena, &sizes).floats[start..end]
     }
 
     /// The program that runs.
     pub fn program(&self) -> &Program {
-        &self.network.program
+        &self.lanes.network().program
     }
 
     /// Multiply-accumulate operations that operation `op` really does for one
@@ -414,31 +519,53 @@ impl Session {
     /// # Panics
     /// If there is no such operation.
     pub fn op_macs(&self, op: usize) -> u64 {
-        let (program, step) = (&self.network.program, &self.network.steps[op]);
-        let rows = program.buffers[step.output.index()].rows as u64;
-        program.op_macs(&program.ops[op]) * step.rows.len() as u64 / rows
+        self.all_macs().nth(op).expect("there is such an operation")
     }
 
     /// The sum of [`op_macs`](Session::op_macs) over all operations.
     pub fn macs(&self) -> u64 {
-        (0..self.network.steps.len())
-            .map(|op| self.op_macs(op))
-            .sum()
+        self.all_macs().sum()
     }
 
-    /// What this session has allocated.
+    fn all_macs(&self) -> impl Iterator<Item = u64> {
+        let program = self.program();
+        let heads = self.lanes.network().steps().heads();
+        heads
+            .zip(&program.ops)
+            .map(|(head, op)| program.op_macs(op) * head.rows.len() as u64 / head.shape[0] as u64)
+    }
+
+    /// What this session takes.
     pub fn memory_plan(&self) -> MemoryPlan {
         self.plan
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.network.kernels.isa()
+        self.lanes.network().kernels.isa()
     }
 
     /// The number of threads in use.
     pub fn threads(&self) -> usize {
-        self.network.sizes.lanes
+        self.lanes.network().sizes.lanes
+    }
+
+    /// Does `work` as lane 0, while the others do theirs.
+    fn in_lane_0(&mut self, pixels: &[u8], observed: bool, work: impl FnOnce(&mut Lane<'_>)) {
+        let network = self.lanes.network();
+        let memory = Memory::of(&mut self.arena, &network.sizes);
+        let lane = |exchange: Option<&Exchange>| {
+            work(&mut Lane {
+                network,
+                index: 0,
+                memory,
+                exchange,
+            });
+        };
+        match &self.lanes {
+            Lanes::One(_) => lane(None),
+            Lanes::Several(team) => team.run(pixels, observed, |exchange| lane(Some(exchange))),
+        }
     }
 }
 
@@ -450,29 +577,26 @@ fn check_memory(plan: &MemoryPlan) -> Result<(), SessionError> {
     let mut block = Vec::<u8>::new();
     let reserved = block.try_reserve_exact(bytes);
     core::hint::black_box(&mut block); // or the compiler does without
-    reserved.map_err(|_| SessionError::Memory { bytes })
+    reserved.map_err(|_| SessionError::OutOfMemory { bytes })
 }
 
-/// Does `work` as lane 0, while the others do theirs.
-fn in_lane_0(
-    network: &Network,
-    memory: &mut Memory,
-    team: Option<&Team>,
-    pixels: &[u8],
-    observed: bool,
-    work: impl FnOnce(&mut Lane<'_>),
-) {
-    let lane = |exchange: Option<&Exchange>| {
-        work(&mut Lane {
-            network,
-            index: 0,
-            memory,
-            exchange,
-        });
-    };
-    match team {
-        None => lane(None),
-        Some(team) => team.run(pixels, observed, |exchange| lane(Some(exchange))),
+#[cfg(feature = "std")]
+impl Session<'static> {
+    /// As [`Session::new`], with the tensors of a file, of which one at a time
+    /// is in memory.
+    ///
+    /// # Errors
+    /// [`LoadError`]: as [`Session::new`], or if a tensor cannot be read.
+    pub fn load<R: Read + Seek>(
+        mut tensors: TensorReader<'_, R>,
+        options: &Options,
+    ) -> Result<Session<'static>, LoadError> {
+        let info = tensors.info();
+        match Session::build(info, &mut tensors, options) {
+            Ok(session) => Ok(session),
+            Err(BuildError::Session(error)) => Err(LoadError::Session(error)),
+            Err(BuildError::Tensor(error)) => Err(LoadError::Read(error)),
+        }
     }
 }
 

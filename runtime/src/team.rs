@@ -39,8 +39,8 @@ use std::panic;
 use std::sync::{LockResult, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
-use crate::aligned::Aligned;
 use crate::barrier::{Barrier, Broken};
+use crate::block::Block;
 use crate::exec::{Lane, Memory, Network};
 use crate::lanes::{ExchangeSize, Part};
 
@@ -51,7 +51,7 @@ pub(crate) struct Exchange {
     /// Keys and values of each head, `[tokens, 2 * head_dim]`.
     heads: Vec<RwLock<Vec<u8>>>,
     /// The same in the order of this CPU.
-    packed: Vec<RwLock<Aligned<u8>>>,
+    packed: Vec<RwLock<Block<'static>>>,
     /// Rows of f32, of the lanes that have them.
     floats: RwLock<Vec<f32>>,
     /// One operation's whole output, for an observer; grows when first used.
@@ -89,7 +89,7 @@ impl Exchange {
                 .map(|_| RwLock::new(vec![0; size.head_len]))
                 .collect(),
             packed: (0..size.heads)
-                .map(|_| RwLock::new(Aligned::zeroed(size.pack_len)))
+                .map(|_| RwLock::new(Block::owned(size.pack_len)))
                 .collect(),
             floats: RwLock::new(vec![0.0; size.floats]),
             observed: RwLock::default(),
@@ -173,6 +173,7 @@ fn grow<T: Copy + Default>(vector: &mut Vec<T>, len: usize) {
 
 /// The lanes beside the caller's.
 pub(crate) struct Team {
+    network: Arc<Network<'static>>,
     exchange: Arc<Exchange>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -180,26 +181,33 @@ pub(crate) struct Team {
 impl Team {
     /// Starts a thread for each lane of `network` but the first; `None` if the
     /// system refuses one.
-    pub(crate) fn start(network: &Arc<Network>) -> Option<Team> {
+    pub(crate) fn start(network: Network<'static>) -> Option<Team> {
+        let network = Arc::new(network);
         let lanes = network.sizes.lanes;
         let exchange = Arc::new(Exchange::new(lanes, network.sizes.exchange));
         let mut team = Team {
+            network,
             exchange,
             threads: Vec::with_capacity(lanes - 1),
         };
         for index in 1..lanes {
-            let network = Arc::clone(network);
+            let network = Arc::clone(&team.network);
             let exchange = Arc::clone(&team.exchange);
-            let memory = Memory::new(network.sizes);
+            let arena = Block::owned(network.sizes.arena_bytes());
             let thread = thread::Builder::new()
                 .name(format!("tpvit lane {index}"))
-                .spawn(move || serve(&network, &exchange, index, memory));
+                .spawn(move || serve(&network, &exchange, index, arena));
             match thread {
                 Ok(thread) => team.threads.push(thread),
                 Err(_) => return None,
             }
         }
         Some(team)
+    }
+
+    /// What the lanes read.
+    pub(crate) fn network(&self) -> &Network<'static> {
+        &self.network
     }
 
     /// What the lanes share.
@@ -231,14 +239,14 @@ impl Drop for Team {
 }
 
 /// The life of a lane that is not the caller's.
-fn serve(network: &Network, exchange: &Exchange, index: usize, mut memory: Memory) {
+fn serve(network: &Network<'_>, exchange: &Exchange, index: usize, mut arena: Block<'_>) {
     let _guard = exchange.barrier.break_on_panic();
     while exchange.barrier.wait().is_ok() {
         let job = entered(exchange.job.read());
         let mut lane = Lane {
             network,
             index,
-            memory: &mut memory,
+            memory: Memory::of(&mut arena, &network.sizes),
             exchange: Some(exchange),
         };
         match job.observed {

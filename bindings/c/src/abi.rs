@@ -25,7 +25,7 @@ pub struct Model {
 /// A model ready to run, with weights and memory of its own. One thread at a
 /// time may use it; which one does not matter.
 pub struct Session {
-    session: tpvit_runtime::Session,
+    session: tpvit_runtime::Session<'static>,
     isa: CString,
 }
 

@@ -217,7 +217,7 @@ impl SharedModel {
     /// [`Error::Threads`] if `threads` is 0 or above [`MAX_THREADS`],
     /// [`Error::Session`] if a tensor is not what the file promised or the
     /// model cannot run here.
-    pub fn session(&self, options: &Options) -> Result<Session, Error> {
+    pub fn session(&self, options: &Options) -> Result<Session<'static>, Error> {
         if !(1..=MAX_THREADS).contains(&options.threads) {
             return Err(Error::Threads {
                 found: options.threads,
@@ -241,7 +241,7 @@ fn load(
     info: &ModelInfo<'_>,
     file: impl Read + Seek,
     options: &Options,
-) -> Result<Session, LoadError> {
+) -> Result<Session<'static>, LoadError> {
     Session::load(TensorReader::open(info, file)?, options)
 }
 

@@ -29,7 +29,7 @@ struct Model {
     model: SharedModel,
     /// Taken and given back without the interpreter's lock, so that no thread
     /// holds one and waits for the other.
-    session: Mutex<Session>,
+    session: Mutex<Session<'static>>,
 }
 
 #[pymethods]
@@ -219,7 +219,7 @@ impl Model {
     fn with_session<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut Session) -> T + Send,
+        work: impl FnOnce(&mut Session<'static>) -> T + Send,
     ) -> T {
         py.detach(|| work(&mut self.session.lock().unwrap_or_else(PoisonError::into_inner)))
     }

@@ -384,47 +384,55 @@ impl Program {
     /// last block of a classifier, the class token alone. Keys and values of
     /// every token matter to every row of attention.
     pub fn needed_rows(&self) -> Vec<Range<usize>> {
-        let mut needed: Vec<Option<Range<usize>>> = vec![None; self.buffers.len()];
-        let mut rows = vec![0..0; self.ops.len()];
+        let mut rows = vec![[0; 2]; self.ops.len()];
+        self.needed_rows_in(&mut rows, &mut vec![[0; 2]; self.buffers.len()]);
+        rows.into_iter().map(|[start, end]| start..end).collect()
+    }
+
+    /// As [`needed_rows`](Program::needed_rows), start and end of each in `rows`, without
+    /// allocating. `read` has an entry for each buffer, whose contents do not matter.
+    ///
+    /// # Panics
+    /// If `rows` is shorter than the operations or `read` than the buffers.
+    pub fn needed_rows_in(&self, rows: &mut [[usize; 2]], read: &mut [[usize; 2]]) {
+        const NONE: [usize; 2] = [usize::MAX, 0];
+        read.fill(NONE);
         for (index, op) in self.ops.iter().enumerate().rev() {
             let output = op.output().index();
             // Nobody reads the logits but the caller; and a buffer without a reader is computed whole.
-            let own = needed[output]
-                .clone()
-                .unwrap_or(0..self.buffers[output].rows);
-            let mut widen = |id: BufferId, rows: Range<usize>| {
-                let slot = &mut needed[id.index()];
-                *slot = Some(match slot.take() {
-                    Some(old) => old.start.min(rows.start)..old.end.max(rows.end),
-                    None => rows,
-                });
+            let own = match read[output] {
+                NONE => [0, self.buffers[output].rows],
+                rows => rows,
+            };
+            let mut widen = |id: BufferId, [start, end]: [usize; 2]| {
+                let slot = &mut read[id.index()];
+                *slot = [slot[0].min(start), slot[1].max(end)];
             };
             match *op {
-                Op::SelectToken { input, token, .. } => widen(input, token..token + 1),
+                Op::SelectToken { input, token, .. } => widen(input, [token, token + 1]),
                 Op::Pool {
                     input,
                     first,
                     count,
                     ..
-                } => widen(input, first..first + count),
+                } => widen(input, [first, first + count]),
                 Op::LayerNorm { input, .. }
                 | Op::HeadNorm { input, .. }
-                | Op::Gate { input, .. } => widen(input, own.clone()),
-                Op::PatchMerge { input, .. } => widen(input, 0..self.buffers[input.index()].rows),
+                | Op::Gate { input, .. } => widen(input, own),
+                Op::PatchMerge { input, .. } => widen(input, [0, self.buffers[input.index()].rows]),
                 Op::Linear {
                     input, residual, ..
                 } => {
-                    widen(input, own.clone());
+                    widen(input, own);
                     if let Some(residual) = residual {
-                        widen(residual, own.clone());
+                        widen(residual, own);
                     }
                 }
-                Op::Attention { qkv, .. } => widen(qkv, 0..self.buffers[qkv.index()].rows),
+                Op::Attention { qkv, .. } => widen(qkv, [0, self.buffers[qkv.index()].rows]),
                 Op::PatchEmbed { .. } => {}
             }
             rows[index] = own;
         }
-        rows
     }
 
     /// Heads, and channels of a head, of the attention that reads `buffer` as

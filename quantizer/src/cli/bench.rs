@@ -241,7 +241,7 @@ impl Profile {
 
 struct Report<'a> {
     args: &'a BenchArgs,
-    session: &'a Session,
+    session: &'a Session<'static>,
     load_ms: f64,
     ours: Latencies,
     theirs: Latencies,

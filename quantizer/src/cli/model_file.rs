@@ -104,7 +104,11 @@ impl TpvFile {
     }
 
     /// Makes the model ready to run; checks and reads the tensors.
-    pub(crate) fn session(&self, info: &ModelInfo<'_>, options: &Options) -> Result<Session> {
+    pub(crate) fn session(
+        &self,
+        info: &ModelInfo<'_>,
+        options: &Options,
+    ) -> Result<Session<'static>> {
         let session = TensorReader::open(info, &self.file)
             .map_err(LoadError::from)
             .and_then(|tensors| Session::load(tensors, options));
