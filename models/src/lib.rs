@@ -29,7 +29,7 @@ pub mod vit;
 pub use file::{FileHead, ReadError, TensorReader};
 pub use file::{
     FloatTensor, Model, ModelData, ModelInfo, ParseError, Tensor, TensorData, WeightTensor,
-    WriteError, write,
+    WriteError, write, write_for, write_in_panels,
 };
 pub use preprocess::{Interpolation, Preprocess, Resize};
 pub use program::{

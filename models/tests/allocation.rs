@@ -16,6 +16,7 @@ use tpvit_models::{BitWidth, Model, ParseError, write};
 
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
 const OPERATIONS: &[u8] = include_bytes!("golden/v1_operations.tpv");
+const PANELS: &[u8] = include_bytes!("golden/v1_panels.tpv");
 
 /// Promised by [`Model::parse`].
 const FACTOR: usize = 24;
@@ -73,7 +74,7 @@ fn real_models_allocate_little() {
 #[test]
 fn mutated_files_stay_within_the_bound() {
     let _alone = alone();
-    for golden in [GOLDEN, OPERATIONS] {
+    for golden in [GOLDEN, OPERATIONS, PANELS] {
         for at in 0..golden.len() - 8 {
             for value in [u64::MAX, 1 << 63, 0xffff_ffff, 0xffff, 0x0101_0101, 0] {
                 for len in [1, 2, 4, 8] {

@@ -8,21 +8,23 @@ use std::io::Cursor;
 use common::hand::{golden, operations, with_codebook, with_codebook_per_head};
 use common::raw::{self, RawSection, entry_at, fix_checksums, put, u32_at};
 use proptest::prelude::*;
+use tpvit_kernels::{Isa, PanelFault, PanelLayout};
 use tpvit_models::file::{
-    FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_SOFTMAX_PER_HEAD, SectionKind,
+    FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_PANELS, FEATURE_SOFTMAX_PER_HEAD, SectionKind,
 };
 use tpvit_models::synthetic::{self, VitConfig};
 use tpvit_models::{
     Activation, ActivationQuant, BitWidth, Buffer, BufferId, Codebook, FileHead, Model, ModelData,
     Op, ParseError, ProgramError, ReadError, Resize, SoftmaxCodebook, SoftmaxQuant, Tensor,
     TensorData, TensorId, TensorInfo, TensorReader, TensorRole, WeightQuant, Window, WriteError,
-    write,
+    write, write_for, write_in_panels,
 };
 
 const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
 const CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
 const PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
 const OPERATIONS: &[u8] = include_bytes!("golden/v1_operations.tpv");
+const PANELS: &[u8] = include_bytes!("golden/v1_panels.tpv");
 const HEADER_AND_TABLE: usize = 32 + 7 * 32;
 const MINOR_VERSION: core::ops::Range<usize> = 10..12;
 const FEATURES: usize = 12;
@@ -63,7 +65,8 @@ fn read(bytes: &[u8]) -> Result<(), ParseError> {
         assert!(model.label(class).is_some() || class >= model.labels().len());
     }
     let _ = (model.program().macs(), model.sections(), model.provenance());
-    let mut again = write(&model.to_data()).expect("what is read can be written");
+    let again = write_in_panels(&model.to_data(), |id| model.panel_layout(id));
+    let mut again = again.expect("what is read can be written");
     put(&mut again, MINOR_VERSION.start, &bytes[MINOR_VERSION]);
     fix_checksums(&mut again);
     assert!(
@@ -101,7 +104,7 @@ fn refused(bytes: &[u8]) -> ParseError {
 
 #[test]
 fn every_truncation_is_refused() {
-    for golden in [GOLDEN, CODEBOOK, PER_HEAD, OPERATIONS] {
+    for golden in [GOLDEN, CODEBOOK, PER_HEAD, OPERATIONS, PANELS] {
         for len in 0..golden.len() {
             refused(&golden[..len]);
         }
@@ -131,7 +134,7 @@ fn every_value_of_every_byte_of_header_and_table_is_refused() {
 
 #[test]
 fn every_flipped_bit_is_refused() {
-    for golden in [GOLDEN, CODEBOOK, PER_HEAD, OPERATIONS] {
+    for golden in [GOLDEN, CODEBOOK, PER_HEAD, OPERATIONS, PANELS] {
         let mut bytes = golden.to_vec();
         for at in 0..golden.len() {
             for bit in 0..8 {
@@ -198,6 +201,8 @@ fn every_mutated_byte_is_refused_or_read_back() {
         (CODEBOOK, quant_section(CODEBOOK)),
         (PER_HEAD, quant_section(PER_HEAD)),
         (OPERATIONS, 0..OPERATIONS.len()),
+        (PANELS, section(PANELS, SectionKind::Tensors)),
+        (PANELS, section(PANELS, SectionKind::Data)),
     ] {
         let data = section(golden, SectionKind::Data).start;
         let mut bytes = golden.to_vec();
@@ -236,7 +241,7 @@ proptest! {
     fn many_mutated_bytes_are_refused_or_read_back(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         small in any::<bool>(),
-        golden in prop::sample::select(vec![GOLDEN, OPERATIONS]),
+        golden in prop::sample::select(vec![GOLDEN, OPERATIONS, PANELS]),
     ) {
         let mut bytes = golden.to_vec();
         // Half of the time only in what describes, which is most of the format.
@@ -256,7 +261,7 @@ proptest! {
     #[test]
     fn boundary_numbers_are_refused_or_read_back(
         at in any::<prop::sample::Index>(),
-        golden in prop::sample::select(vec![GOLDEN, OPERATIONS]),
+        golden in prop::sample::select(vec![GOLDEN, OPERATIONS, PANELS]),
         value in prop::sample::select(vec![
             0, 1, 2, 0x7f, 0xff, 0xffff, 0x1_0000, 0x1_0001, i32::MAX as u64, 1 << 31,
             u32::MAX.into(), 1 << 32, i64::MAX as u64, 1 << 63, u64::MAX - 63, u64::MAX,
@@ -1504,6 +1509,106 @@ fn operations_are_required_exactly_if_they_are_used() {
         FEATURE_CODEBOOK | FEATURE_OPERATIONS
     );
     assert_eq!(read(&file), Ok(()));
+}
+
+/// So are panels.
+#[test]
+fn panels_are_required_exactly_if_they_are_used() {
+    assert_eq!(u32_at(PANELS, FEATURES), FEATURE_PANELS);
+    let missing = ParseError::Features {
+        required: 0,
+        used: FEATURE_PANELS,
+    };
+    assert_eq!(refused(&requiring(PANELS, 0)), missing);
+    let needless = ParseError::Features {
+        required: FEATURE_PANELS,
+        used: 0,
+    };
+    assert_eq!(refused(&requiring(GOLDEN, FEATURE_PANELS)), needless);
+}
+
+/// Weights of any order, of every width, are read back; and written as they were.
+#[test]
+fn weights_in_panels_are_the_same_weights() {
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    for bits in BitWidth::ALL {
+        let data = synthetic::vit(VitConfig::SMALLEST, bits, BitWidth::B4, &softmax, 3);
+        let plain = write(&data).expect("a valid model");
+        for isa in Isa::ALL {
+            let file = write_for(&data, isa).expect("a valid model");
+            assert_eq!(read(&file), Ok(()), "{bits:?} {}", isa.name());
+            let model = Model::parse(&file).expect("a valid file");
+            assert_eq!(model.to_data(), data);
+            assert_eq!(write(&model.to_data()).as_deref(), Ok(&plain[..]));
+            for op in &model.program().ops {
+                let Some(id) = op.weight() else { continue };
+                assert!(model.panel_layout(id).is_some());
+                assert_eq!(&file[model.codes_range(id)], model.weight(id).codes());
+                assert!(model.codes_range(id).start.is_multiple_of(64));
+            }
+        }
+    }
+}
+
+/// What no code stands for would be a product that kernels have no room for.
+#[test]
+fn panels_that_hold_something_else_are_refused() {
+    let softmax = synthetic::row_max_softmax(BitWidth::B4);
+    for (bits, bad) in [
+        (BitWidth::B2, 0x5),
+        (BitWidth::B3, 0xc),
+        (BitWidth::B6, 0x7f),
+    ] {
+        let data = synthetic::vit(VitConfig::SMALLEST, bits, BitWidth::B4, &softmax, 3);
+        let mut file = write_for(&data, Isa::Portable).expect("a valid model");
+        let model = Model::parse(&file).expect("a valid file");
+        let id = model.program().ops[0].weight().expect("an embedding");
+        let (name, at) = (
+            model.program().tensors[id.index()].name.clone(),
+            model.codes_range(id).start,
+        );
+        file[at] = bad;
+        fix_checksums(&mut file);
+        let expected = ParseError::Panels {
+            tensor: name,
+            fault: PanelFault::Range { panel: 0 },
+        };
+        assert_eq!(refused(&file), expected, "{bits:?}");
+    }
+}
+
+#[test]
+fn orders_that_do_not_exist_are_refused() {
+    // Behind the name of the first tensor, its role and its width.
+    let at = section(PANELS, SectionKind::Tensors).start + 4 + 2 + 23 + 2;
+    assert_eq!(PANELS[at..at + 4], [16, 4, 16, 1]);
+    for order in [
+        [0, 4, 16, 1],
+        [8, 4, 16, 1],
+        [255, 4, 16, 1],
+        [16, 0, 16, 1],
+        [16, 3, 16, 1],
+        [16, 4, 5, 1],
+        [16, 4, 16, 2],
+    ] {
+        let mut file = PANELS.to_vec();
+        put(&mut file, at, &order);
+        fix_checksums(&mut file);
+        let error = refused(&file);
+        let what = "order of panels";
+        assert!(
+            matches!(error, ParseError::Value { what: found, .. } if found == what),
+            "{error}"
+        );
+    }
+    let panels = PanelLayout {
+        nr: 24,
+        sub: 24,
+        kr: 4,
+        sums: false,
+    };
+    let error = write_in_panels(&golden(), |_| Some(panels)).expect_err("no such order");
+    assert!(matches!(error, WriteError::Order { .. }), "{error}");
 }
 
 /// Every tag but those of SPEC.md, section 5.

@@ -9,6 +9,7 @@ const GOLDEN: &[u8] = include_bytes!("golden/v1.tpv");
 const CODEBOOK: &[u8] = include_bytes!("golden/v1_codebook.tpv");
 const PER_HEAD: &[u8] = include_bytes!("golden/v1_per_head.tpv");
 const OPERATIONS: &[u8] = include_bytes!("golden/v1_operations.tpv");
+const PANELS: &[u8] = include_bytes!("golden/v1_panels.tpv");
 
 fn hex(bytes: &str) -> Vec<u8> {
     let byte = |b| u8::from_str_radix(b, 16).unwrap_or_else(|_| panic!("hex in {bytes}"));
@@ -42,6 +43,8 @@ fn bytes_shown_are_those_of_the_golden_files() {
     assert_eq!(per_head, 10, "lines of the file with codebooks per head");
     let operations = shown("with operations, ", OPERATIONS);
     assert_eq!(operations, 15, "lines of the file with operations");
+    let panels = shown("in panels, ", PANELS);
+    assert_eq!(panels, 9, "lines of the file in panels");
 }
 
 /// Lines such as `codes of 3 bits: 7 0 5 = 47 01`.

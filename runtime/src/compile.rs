@@ -21,11 +21,12 @@ use std::io::{Read, Seek};
 
 use bytemuck::Pod;
 use tpvit_kernels::{
-    Cells, GemmShape, HeadShape, Kernels, Lines, MAX_BIAS, MAX_HEAD_DIM, MAX_TOKENS, ShiftForm,
+    Cells, GemmShape, HeadShape, Kernels, Lines, MAX_BIAS, MAX_HEAD_DIM, MAX_TOKENS, PanelLayout,
+    ShiftForm,
 };
 use tpvit_models::{
     Activation, ActivationQuant, BufferId, Cell, Codebook, Model, ModelInfo, Op, Pooling, Program,
-    SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId, Window,
+    SoftmaxCodebook, SoftmaxKind, SoftmaxQuant, Tensor, TensorId, WeightTensor, Window,
 };
 #[cfg(feature = "std")]
 use tpvit_models::{ReadError, TensorReader};
@@ -127,7 +128,14 @@ impl<'w> Layout<'w> {
     }
 
     /// What a session takes.
-    pub(crate) fn memory(&self, info: &ModelInfo<'_>, kernels: &Kernels) -> MemoryPlan {
+    ///
+    /// `lasts` says whether the file stays where it is as long as the session lives.
+    pub(crate) fn memory(
+        &self,
+        info: &ModelInfo<'_>,
+        lasts: bool,
+        kernels: &Kernels,
+    ) -> MemoryPlan {
         let sizes = &self.sizes;
         let exchange = &sizes.exchange;
         let shared = exchange.floats + sizes.shared_result;
@@ -135,13 +143,14 @@ impl<'w> Layout<'w> {
         let head = exchange.head_len + exchange.pack_len;
         let exchanged = exchange.pixels + exchange.heads * head;
         let scratch = lines::<u8>(sizes.scratch_len) + lines::<i32>(sizes.sums_len);
-        let image = self.image(info, None::<Nothing>, kernels, Writer::counting());
+        let image = self.image(info, lasts, None::<Nothing>, kernels, Writer::counting());
         let Ok(image) = image;
         MemoryPlan {
             float_bytes: sizes.lanes * floats + shared * size_of::<f32>(),
             code_bytes: sizes.lanes * lines::<u8>(sizes.bytes_len) + exchanged,
             scratch_bytes: sizes.lanes * scratch,
             weight_bytes: image.weights,
+            borrowed_bytes: image.borrowed,
             constant_bytes: image.bytes - image.weights,
             description_bytes: program_bytes(info.program())
                 + plan::words(info.program()) * size_of::<usize>()
@@ -149,12 +158,14 @@ impl<'w> Layout<'w> {
         }
     }
 
-    /// Writes the steps: the one place where weights are re-ordered.
+    /// Writes the steps: the one place where weights are re-ordered, unless they lie in
+    /// the order of `kernels` already, in a file that `lasts`.
     ///
     /// Without `tensors` nothing is written, and `out` must only count.
     pub(crate) fn image<S: TensorSource>(
         &self,
         info: &ModelInfo<'_>,
+        lasts: bool,
         tensors: Option<S>,
         kernels: &Kernels,
         out: Writer<'_>,
@@ -162,10 +173,12 @@ impl<'w> Layout<'w> {
         let mut build = Build {
             layout: self,
             info,
+            lasts,
             tensors,
             kernels,
             out,
             weights: 0,
+            borrowed: 0,
         };
         for (index, op) in info.program().ops.iter().enumerate() {
             let next = build.out.later();
@@ -175,6 +188,7 @@ impl<'w> Layout<'w> {
         Ok(ImageSize {
             bytes: build.out.len().next_multiple_of(crate::block::LINE),
             weights: build.weights,
+            borrowed: build.borrowed,
         })
     }
 
@@ -187,10 +201,11 @@ impl<'w> Layout<'w> {
     }
 }
 
-/// Bytes of an image, weights among them.
+/// Bytes of an image, weights among them, and of weights that it leaves in the file.
 pub(crate) struct ImageSize {
     bytes: usize,
     weights: usize,
+    borrowed: usize,
 }
 
 /// What a copy of a program takes of the heap.
@@ -468,12 +483,25 @@ fn head_shapes(whole: &HeadShape, window: Option<Window>) -> impl Iterator<Item 
 struct Build<'a, 'w, S> {
     layout: &'a Layout<'w>,
     info: &'a ModelInfo<'a>,
+    /// Whether the file stays where it is.
+    lasts: bool,
     /// None where bytes are counted.
     tensors: Option<S>,
     kernels: &'a Kernels,
     out: Writer<'a>,
     /// Bytes of weights so far.
     weights: usize,
+    /// And of those in the file.
+    borrowed: usize,
+}
+
+/// Puts the codes of a weight into panels.
+fn pack(tensor: &WeightTensor<'_>, shape: &GemmShape, to: &PanelLayout, out: &mut [u8]) {
+    match tensor.panels() {
+        None => to.pack(shape, tensor.codes(), out),
+        Some(from) if from == *to => out.copy_from_slice(tensor.codes()),
+        Some(from) => to.repack(shape, &from, tensor.codes(), out),
+    }
 }
 
 /// What a product reads: pixels, or a coded buffer.
@@ -601,7 +629,8 @@ impl<S: TensorSource> Build<'_, '_, S> {
             } => {
                 self.place(&self.codes(input));
                 let gelu = match activation {
-                    Activation::Identity => 0,
+                    // The codes of a ReLU end at zero.
+                    Activation::Identity | Activation::Relu => 0,
                     Activation::Gelu => 1,
                 };
                 let (residual, place) = match self.residual(residual, output) {
@@ -703,12 +732,26 @@ impl<S: TensorSource> Build<'_, '_, S> {
         // As far as one can tell without the values.
         let has_zero = tensor.is_none_or(|t| t.zero_points().iter().any(|&z| z != center));
         let tensor = || tensor.expect("only what has values is written");
-        out.words([usize::from(has_zero)]);
+        let layout = self.kernels.panel_layout(&shape);
+        let in_file = self.lasts && self.info.panel_layout(weight) == Some(layout);
+        let start = match in_file {
+            true => self.info.codes_range(weight).start,
+            false => 0,
+        };
+        out.words([has_zero.into(), in_file.into(), start]);
         let before = out.len();
-        out.array(packed_len, |packed| {
-            self.kernels.pack_weights(&shape, tensor().codes(), packed);
-        });
-        let packed = out.len() - packed_len..out.len();
+        let packed = match in_file {
+            true => {
+                self.borrowed += packed_len;
+                None
+            }
+            false => {
+                out.array(packed_len, |packed| {
+                    pack(&tensor(), &shape, &layout, packed)
+                });
+                Some(out.len() - packed_len..out.len())
+            }
+        };
         self.weights += out.len() - before;
         out.array(n, |scales: &mut [f32]| {
             let weight_scales = tensor().scales();
@@ -718,9 +761,9 @@ impl<S: TensorSource> Build<'_, '_, S> {
         });
         let zero = |zero_point: u8| i32::from(zero_point) - i32::from(center);
         out.array_after(n, |before, corrections| {
+            let packed = packed.map_or(tensor().codes(), |packed| &before[packed]);
             // No sum leaves an i32: a parsed model's do not.
-            let layout = self.kernels.panel_layout(&shape);
-            layout.dots(&shape, &before[packed], input.zero_point, corrections);
+            layout.dots(&shape, packed, input.zero_point, corrections);
             let sum = input.zero_point_sum(k);
             for (correction, &z) in corrections.iter_mut().zip(tensor().zero_points()) {
                 *correction = zero(z) * sum - *correction;

@@ -30,11 +30,13 @@ pub(crate) struct Network<'m> {
     pub(crate) program: Cow<'m, Program>,
     pub(crate) sizes: Sizes,
     pub(crate) image: Block<'m>,
+    /// The model's file, if weights are read where it has them; else nothing.
+    pub(crate) file: &'m [u8],
 }
 
 impl Network<'_> {
     pub(crate) fn steps(&self) -> Steps<'_> {
-        Steps::new(&self.image, self.sizes.steps)
+        Steps::new(&self.image, self.file, self.sizes.steps)
     }
 }
 

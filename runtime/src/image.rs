@@ -86,12 +86,23 @@ pub(crate) struct Later(usize);
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'b> {
     memory: &'b [u8],
+    /// What the image leaves where it lies.
+    file: &'b [u8],
     at: usize,
 }
 
 impl<'b> Reader<'b> {
-    pub(crate) fn new(memory: &'b [u8]) -> Reader<'b> {
-        Reader { memory, at: 0 }
+    pub(crate) fn new(memory: &'b [u8], file: &'b [u8]) -> Reader<'b> {
+        Reader {
+            memory,
+            file,
+            at: 0,
+        }
+    }
+
+    /// `len` bytes of the file, at a place that a word says.
+    pub(crate) fn of_file(&self, start: usize, len: usize) -> &'b [u8] {
+        &self.file[start..][..len]
     }
 
     /// Goes on at `at`, which a word says.
@@ -143,7 +154,7 @@ mod tests {
         write(&mut out);
         assert_eq!(out.len(), counted.len());
 
-        let mut from = Reader::new(&block);
+        let mut from = Reader::new(&block, &[]);
         let [next, a, b] = from.words();
         assert_eq!([a, b], [7, 8]);
         let mut behind = from;

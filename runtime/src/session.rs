@@ -218,6 +218,10 @@ pub struct MemoryPlan {
     pub scratch_bytes: usize,
     /// Weight codes in the order of this CPU.
     pub weight_bytes: usize,
+    /// Weight codes that lie in that order in the file, and are read there: no part of
+    /// the other numbers. Only a session on one thread, of a file in memory, leaves them
+    /// there; for others they are weight bytes too.
+    pub borrowed_bytes: usize,
     /// Scales, biases, LayerNorm gains, embeddings, thresholds, and where each operation
     /// reads and writes; 4 bytes are not used for each output of a layer whose zero
     /// points are all the centre, which only its values say.
@@ -239,7 +243,9 @@ impl MemoryPlan {
     /// this, and at most one less than this otherwise.
     pub const BLOCK_ALIGN: usize = block::LINE;
 
-    /// What a session of `model` with `options` will take.
+    /// What a session of `model` with `options` will take, made by [`Session::new`] or
+    /// [`Session::new_in`]. One of `Session::load` takes
+    /// [`borrowed_bytes`](Self::borrowed_bytes) more.
     ///
     /// # Errors
     /// As [`Session::new`].
@@ -247,7 +253,8 @@ impl MemoryPlan {
         let kernels = kernels(options)?;
         let mut planning = vec![0; plan::words(model.program())];
         let layout = Layout::new(model, kernels, options, &mut planning)?;
-        Ok(layout.memory(model, kernels))
+        let lasts = layout.sizes.lanes == 1;
+        Ok(layout.memory(model, lasts, kernels))
     }
 
     /// The arena of a run: everything but weights and constants.
@@ -296,9 +303,11 @@ impl Observer for () {
 
 /// A model ready to run: weights in this CPU's order, memory in place.
 ///
-/// On the heap, or in a block that the caller hands in. One on the heap holds all it
-/// needs; the file's bytes may be dropped. With several threads, all but the caller's
-/// wait between pictures and end with the session.
+/// On the heap, or in a block that the caller hands in. Weights that the file has in this
+/// CPU's order ([`tpvit_models::write_for`]) are read from the file, where it is in memory
+/// and one thread runs; so a session lives no longer than the file's bytes, but for one
+/// of `Session::load`. With several threads, all but the caller's wait between pictures
+/// and end with the session.
 pub struct Session<'m> {
     lanes: Lanes<'m>,
     /// Lane 0's.
@@ -336,7 +345,7 @@ impl<'m> Session<'m> {
     /// [`SessionError`] if the instruction set, the threads or the memory are not
     /// to be had, or an operation has no kernel.
     pub fn new(model: &Model<'m>, options: &Options) -> Result<Session<'m>, SessionError> {
-        match Session::build(model, model, options) {
+        match Session::build(model, model, Some(model.bytes()), options) {
             Ok(session) => Ok(session),
             Err(BuildError::Session(error)) => Err(error),
             Err(BuildError::Tensor(never)) => match never {},
@@ -395,12 +404,12 @@ impl<'m> Session<'m> {
         let (image, planned) = memory[..end].split_at_mut(start);
         let words = bytemuck::cast_slice_mut(planned);
         let layout = Layout::new(model, kernels, options, words)?;
-        let (plan, sizes) = (layout.memory(model, kernels), layout.sizes);
+        let (plan, sizes) = (layout.memory(model, true, kernels), layout.sizes);
         if plan.total_bytes() > end {
             return Err(too_small());
         }
         let out = Writer::to(&mut image[..plan.image_bytes()]);
-        let Ok(_) = layout.image(model, Some(model), kernels, out);
+        let Ok(_) = layout.image(model, true, Some(model), kernels, out);
         let (image, rest) = memory[..end].split_at_mut(plan.image_bytes());
         Ok(Session {
             lanes: Lanes::One(Network {
@@ -408,6 +417,7 @@ impl<'m> Session<'m> {
                 program: Cow::Borrowed(program),
                 sizes,
                 image: Block::Lent(image),
+                file: model.bytes(),
             }),
             arena: Block::Lent(&mut rest[..sizes.arena_bytes()]),
             result: Vec::new(),
@@ -415,29 +425,39 @@ impl<'m> Session<'m> {
         })
     }
 
+    /// `file` stays where it is as long as the session lives.
     fn build<S: TensorSource>(
         info: &ModelInfo<'_>,
         tensors: S,
+        file: Option<&'m [u8]>,
         options: &Options,
     ) -> Result<Session<'m>, BuildError<S::Error>> {
         let kernels = kernels(options)?;
         let mut planning = vec![0; plan::words(info.program())];
         let layout = Layout::new(info, kernels, options, &mut planning)?;
-        let (plan, sizes) = (layout.memory(info, kernels), layout.sizes);
+        let sizes = layout.sizes;
+        // Other threads may live longer than any borrow.
+        let file = file.filter(|_| sizes.lanes == 1);
+        let plan = layout.memory(info, file.is_some(), kernels);
         #[cfg(feature = "std")]
         check_memory(&plan)?;
         let mut image = Block::owned(plan.image_bytes());
-        let written = layout.image(info, Some(tensors), kernels, Writer::to(&mut image));
+        let out = Writer::to(&mut image);
+        let written = layout.image(info, file.is_some(), Some(tensors), kernels, out);
         written.map_err(BuildError::Tensor)?;
         let network = Network {
             kernels,
             program: Cow::Owned(info.program().clone()),
             sizes,
             image,
+            file: &[],
         };
         Ok(Session {
             lanes: match sizes.lanes {
-                1 => Lanes::One(network),
+                1 => Lanes::One(Network {
+                    file: file.unwrap_or_default(),
+                    ..network
+                }),
                 threads => {
                     let team = Team::start(network);
                     Lanes::Several(team.ok_or(SessionError::Threads { threads })?)
@@ -592,7 +612,7 @@ impl Session<'static> {
         options: &Options,
     ) -> Result<Session<'static>, LoadError> {
         let info = tensors.info();
-        match Session::build(info, &mut tensors, options) {
+        match Session::build(info, &mut tensors, None, options) {
             Ok(session) => Ok(session),
             Err(BuildError::Session(error)) => Err(LoadError::Session(error)),
             Err(BuildError::Tensor(error)) => Err(LoadError::Read(error)),

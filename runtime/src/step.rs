@@ -335,10 +335,11 @@ pub(crate) struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// Those of an image, of which there are `count`.
-    pub(crate) fn new(image: &'a [u8], count: usize) -> Steps<'a> {
+    /// Those of an image, of which there are `count`; `file` has the weights that the
+    /// image has not.
+    pub(crate) fn new(image: &'a [u8], file: &'a [u8], count: usize) -> Steps<'a> {
         Steps {
-            from: Reader::new(image),
+            from: Reader::new(image, file),
             left: count,
         }
     }
@@ -467,7 +468,7 @@ impl<'a> Product<'a> {
     fn read(from: &mut Reader<'a>) -> Product<'a> {
         let [n, k, bits, act_max, packed_len] = from.words();
         let bias = from.array(n);
-        let [has_zero] = from.words();
+        let [has_zero, in_file, start] = from.words();
         Product {
             shape: GemmShape {
                 n,
@@ -476,7 +477,10 @@ impl<'a> Product<'a> {
                 act_max: act_max as u8,
             },
             bias,
-            packed: from.array(packed_len),
+            packed: match in_file {
+                0 => from.array(packed_len),
+                _ => from.of_file(start, packed_len),
+            },
             scale: from.array(n),
             correction: from.array(n),
             weight_zero: (has_zero != 0).then(|| from.array(n)),

@@ -7,7 +7,7 @@ use std::alloc::System;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tpvit_models::synthetic::{self, VitConfig};
-use tpvit_models::{BitWidth, Model, ModelData, write};
+use tpvit_models::{BitWidth, Model, ModelData, write, write_for};
 use tpvit_runtime::{AttentionMethod, Isa, MemoryPlan, Options, Session, SessionError};
 
 #[global_allocator]
@@ -38,6 +38,7 @@ fn models() -> impl Iterator<Item = ModelData> {
 fn a_run_allocates_nothing_and_a_session_what_it_planned() {
     for data in models() {
         let bytes = write(&data).expect("a valid model");
+        let in_panels = write_for(&data, Isa::best()).expect("a valid model");
         drop(data);
         let model = Model::parse(&bytes).expect("a valid file");
         for threads in [1, 3] {
@@ -57,6 +58,9 @@ fn a_run_allocates_nothing_and_a_session_what_it_planned() {
                 check_block(&model, &options);
             }
         }
+        let model = Model::parse(&in_panels).expect("a valid file");
+        check(&model, &Options::default());
+        check_block(&model, &Options::default());
     }
 }
 

@@ -10,7 +10,9 @@
 )]
 
 use super::error::ParseError;
-use super::layout::{FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_SOFTMAX_PER_HEAD};
+use super::layout::{
+    FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_PANELS, FEATURE_SOFTMAX_PER_HEAD,
+};
 use super::model::TensorPlace;
 use crate::preprocess::{Preprocess, Resize};
 use crate::program::{Activation, BufferId, Op, Program, TensorId};
@@ -97,8 +99,9 @@ fn check_codebook(bits: BitWidth, codebook: &Codebook) -> Result<(), &'static st
     Ok(())
 }
 
-/// The features that a reader of this program and its quantizers must know.
-pub(super) fn features(program: &Program, quant: &Quantization) -> u32 {
+/// The features that a reader of this program and its quantizers must know, and of
+/// weights some of which lie `in_panels`.
+pub(super) fn features(program: &Program, quant: &Quantization, in_panels: bool) -> u32 {
     let mut activations = quant.activations.iter().flatten();
     let codebook = match activations.any(|quant| quant.codebook.is_some()) {
         true => FEATURE_CODEBOOK,
@@ -113,7 +116,11 @@ pub(super) fn features(program: &Program, quant: &Quantization) -> u32 {
         true => FEATURE_OPERATIONS,
         false => 0,
     };
-    codebook | per_head | operations
+    let panels = match in_panels {
+        true => FEATURE_PANELS,
+        false => 0,
+    };
+    codebook | per_head | operations | panels
 }
 
 /// Whether the tag of an operation is above 5.

@@ -5,6 +5,7 @@ use super::layout::VERSION;
 use crate::program::ProgramError;
 use alloc::string::String;
 use core::fmt;
+use tpvit_kernels::PanelFault;
 
 /// Why bytes are not a model that can be run.
 ///
@@ -189,6 +190,13 @@ pub enum ParseError {
         tensor: String,
         /// The row.
         row: usize,
+    },
+    /// The panels of a weight hold something else.
+    Panels {
+        /// Name of the tensor.
+        tensor: String,
+        /// What is wrong.
+        fault: PanelFault,
     },
     /// A buffer of codes has no quantizer.
     NoActivationQuant {
@@ -429,6 +437,7 @@ impl fmt::Display for ParseError {
                 f,
                 "tensor {tensor}: the unused bits of row {row} are not zero"
             ),
+            ParseError::Panels { tensor, fault } => write!(f, "tensor {tensor}: {fault}"),
             ParseError::NoActivationQuant { buffer } => {
                 write!(f, "buffer {buffer} holds codes but has no quantizer")
             }

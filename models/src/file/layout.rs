@@ -9,6 +9,7 @@
 )]
 
 use crate::quant::{BitWidth, SoftmaxMethod};
+use tpvit_kernels::{GemmShape, MAX_K, PanelLayout};
 
 /// The first eight bytes of every file. The high bit shows a 7-bit channel,
 /// the line ends show a conversion of them, as in PNG.
@@ -28,10 +29,13 @@ pub const FEATURE_SOFTMAX_PER_HEAD: u32 = 1 << 1;
 /// Feature bit 2: PROGRAM has an operation with a tag above 5 (SPEC.md, section 5).
 pub const FEATURE_OPERATIONS: u32 = 1 << 2;
 
+/// Feature bit 3: the codes of a weight lie in panels (SPEC.md, section 7).
+pub const FEATURE_PANELS: u32 = 1 << 3;
+
 /// The feature bits this reader understands; a file that requires another one
 /// is refused.
 pub const SUPPORTED_FEATURES: u32 =
-    FEATURE_CODEBOOK | FEATURE_SOFTMAX_PER_HEAD | FEATURE_OPERATIONS;
+    FEATURE_CODEBOOK | FEATURE_SOFTMAX_PER_HEAD | FEATURE_OPERATIONS | FEATURE_PANELS;
 
 /// Bytes to which sections, and tensors within DATA, are aligned: a cache line.
 pub const ALIGN: usize = 64;
@@ -88,6 +92,7 @@ pub(super) const RELU: u8 = 2;
 // Roles of tensors (SPEC.md, section 6), and the width of an f32.
 pub(super) const FLOAT: u8 = 0;
 pub(super) const WEIGHT: u8 = 1;
+pub(super) const WEIGHT_IN_PANELS: u8 = 2;
 pub(super) const FLOAT_BITS: u8 = 32;
 
 // Levels of an activation (SPEC.md, section 8).
@@ -175,18 +180,39 @@ pub(super) struct WeightLayout {
     pub(super) zero_points_at: usize,
     pub(super) zero_points_end: usize,
     pub(super) codes_at: usize,
+    /// Of a row of dense codes.
     pub(super) row_len: usize,
     pub(super) len: usize,
 }
 
-/// The layout of a `[rows, cols]` weight; `None` where a size wraps.
-pub(super) fn weight_layout(bits: BitWidth, rows: usize, cols: usize) -> Option<WeightLayout> {
+/// What panels need to know of a weight; `None` if it has more columns than any has.
+pub(super) fn panel_shape(bits: BitWidth, rows: usize, cols: usize) -> Option<GemmShape> {
+    (cols <= MAX_K).then_some(GemmShape {
+        n: rows,
+        k: cols,
+        weight_bits: bits,
+        act_max: 0, // of no importance here
+    })
+}
+
+/// The layout of a `[rows, cols]` weight, whose codes lie in panels if there is an order
+/// of them; `None` where a size wraps.
+pub(super) fn weight_layout(
+    bits: BitWidth,
+    rows: usize,
+    cols: usize,
+    panels: Option<PanelLayout>,
+) -> Option<WeightLayout> {
     let zero_points_at = rows.checked_mul(4)?;
     let zero_points_end = zero_points_at.checked_add(rows)?;
     let codes_at = align(zero_points_end)?;
     let width = usize::try_from(bits.bits()).ok()?;
     let row_len = cols.checked_mul(width)?.div_ceil(8);
-    let len = codes_at.checked_add(rows.checked_mul(row_len)?)?;
+    let codes_len = match panels {
+        None => rows.checked_mul(row_len)?,
+        Some(panels) => panels.checked_packed_len(&panel_shape(bits, rows, cols)?)?,
+    };
+    let len = codes_at.checked_add(codes_len)?;
     Some(WeightLayout {
         zero_points_at,
         zero_points_end,

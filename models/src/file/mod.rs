@@ -14,10 +14,10 @@ mod write;
 pub use container::{Section, SectionKind};
 pub use error::ParseError;
 pub use layout::{
-    ALIGN, FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_SOFTMAX_PER_HEAD, MAGIC,
+    ALIGN, FEATURE_CODEBOOK, FEATURE_OPERATIONS, FEATURE_PANELS, FEATURE_SOFTMAX_PER_HEAD, MAGIC,
     SUPPORTED_FEATURES, VERSION,
 };
 pub use model::{FloatTensor, Model, ModelInfo, Tensor, WeightTensor};
 #[cfg(feature = "std")]
 pub use reader::{FileHead, ReadError, TensorReader};
-pub use write::{ModelData, TensorData, WriteError, write};
+pub use write::{ModelData, TensorData, WriteError, write, write_for, write_in_panels};

@@ -17,7 +17,8 @@ use crate::quant::{BitWidth, Quantization, WeightQuant};
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::ops::Deref;
+use core::ops::{Deref, Range};
+use tpvit_kernels::{GemmShape, PanelLayout};
 
 /// All that a `.tpv` file says but the values of its tensors, checked.
 ///
@@ -44,7 +45,11 @@ pub(super) struct TensorPlace {
     /// Where the zeros begin that fill the file up to it.
     pub(super) filling: usize,
     pub(super) start: usize,
+    /// Where the codes of a weight begin.
+    pub(super) codes: usize,
     pub(super) end: usize,
+    /// The order of a weight's codes, if they do not lie in rows.
+    pub(super) panels: Option<PanelLayout>,
 }
 
 impl<'a> ModelInfo<'a> {
@@ -67,6 +72,29 @@ impl<'a> ModelInfo<'a> {
         place
             .and_then(|place| place.bits)
             .expect("the tensor is a weight of this model's program")
+    }
+
+    /// The order in which the codes of a weight lie, if in panels; `None` if in dense
+    /// rows.
+    ///
+    /// # Panics
+    /// If `id` is not of [`ModelInfo::program`].
+    pub fn panel_layout(&self, id: TensorId) -> Option<PanelLayout> {
+        self.place_of(id).panels
+    }
+
+    /// Where in the file the codes of a weight are.
+    ///
+    /// # Panics
+    /// If `id` is not of [`ModelInfo::program`].
+    pub fn codes_range(&self, id: TensorId) -> Range<usize> {
+        let place = self.place_of(id);
+        place.codes..place.end
+    }
+
+    fn place_of(&self, id: TensorId) -> &TensorPlace {
+        let place = self.places.get(id.index());
+        place.expect("the tensor is of this model's program")
     }
 
     /// What happens to a picture first.
@@ -121,6 +149,7 @@ impl<'a> ModelInfo<'a> {
 #[derive(Clone, Debug)]
 pub struct Model<'a> {
     pub(super) info: ModelInfo<'a>,
+    pub(super) bytes: &'a [u8],
     pub(super) tensors: Vec<Tensor<'a>>, // by TensorId, of the role in the program
 }
 
@@ -154,6 +183,11 @@ impl<'a> Model<'a> {
         parse::model(bytes, DataChecksum::Skip)
     }
 
+    /// The file.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// A constant of the program.
     ///
     /// # Panics
@@ -181,8 +215,9 @@ impl<'a> Model<'a> {
         self.tensor(id).float()
     }
 
-    /// An owned copy, which [`write()`](crate::write) turns into the same bytes
-    /// (but for sections that this reader does not know).
+    /// An owned copy, which [`write()`](crate::write) turns into the same bytes, and
+    /// [`write_in_panels`](crate::write_in_panels) where weights lie in panels (but for
+    /// sections that this reader does not know).
     pub fn to_data(&self) -> ModelData {
         ModelData {
             program: self.program.clone(),
@@ -300,6 +335,7 @@ pub struct WeightTensor<'a> {
     pub(super) scales: FloatTensor<'a>,
     pub(super) zero_points: &'a [u8],
     pub(super) codes: &'a [u8],
+    pub(super) panels: Option<PanelLayout>,
 }
 
 impl<'a> WeightTensor<'a> {
@@ -328,9 +364,15 @@ impl<'a> WeightTensor<'a> {
         self.zero_points
     }
 
-    /// `[rows][row_len_bytes]` dense codes, see [`crate::dense`].
+    /// The codes as the file has them: `[rows][row_len_bytes]` dense ones, see
+    /// [`crate::dense`], unless they lie in [`panels`](WeightTensor::panels).
     pub fn codes(&self) -> &'a [u8] {
         self.codes
+    }
+
+    /// The order of the codes, if they lie in panels.
+    pub fn panels(&self) -> Option<PanelLayout> {
+        self.panels
     }
 
     /// Bytes of a row of dense codes.
@@ -338,26 +380,36 @@ impl<'a> WeightTensor<'a> {
         self.row_len
     }
 
-    /// The dense codes of a row, if there is such a row.
-    pub fn row(&self, row: usize) -> Option<&'a [u8]> {
-        self.codes.chunks_exact(self.row_len).nth(row)
-    }
-
     /// Unpacks a row to one code per byte.
     ///
     /// # Panics
     /// If there is no such row or `out` is not [`WeightTensor::cols`] long.
     pub fn unpack_row(&self, row: usize, out: &mut [u8]) {
-        let codes = self.row(row).expect("the row is of this weight");
-        dense::unpack_row(self.bits, codes, out);
+        match self.panels {
+            None => {
+                let codes = self.codes.chunks_exact(self.row_len).nth(row);
+                let codes = codes.expect("the row is of this weight");
+                dense::unpack_row(self.bits, codes, out);
+            }
+            Some(panels) => panels.unpack_row(&self.shape(), self.codes, row, out),
+        }
+    }
+
+    /// As panels need to know it.
+    pub(super) fn shape(&self) -> GemmShape {
+        GemmShape {
+            n: self.rows,
+            k: self.cols,
+            weight_bits: self.bits,
+            act_max: 0, // of no importance here
+        }
     }
 
     /// An owned copy with one code per byte.
     pub fn to_quant(&self) -> WeightQuant {
         let mut codes = vec![0; self.rows.saturating_mul(self.cols)];
-        let rows = self.codes.chunks_exact(self.row_len);
-        for (row, out) in rows.zip(codes.chunks_exact_mut(self.cols)) {
-            dense::unpack_row(self.bits, row, out);
+        for (row, out) in codes.chunks_exact_mut(self.cols).enumerate() {
+            self.unpack_row(row, out);
         }
         WeightQuant {
             bits: self.bits,

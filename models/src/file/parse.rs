@@ -25,6 +25,7 @@ use crate::quant::{
 };
 use alloc::string::String;
 use alloc::vec::Vec;
+use tpvit_kernels::PanelLayout;
 
 /// Whether the checksum of DATA is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,11 @@ pub(super) fn model(bytes: &[u8], checksum: DataChecksum) -> Result<Model<'_>, P
             tensor(info, place, bytes.unwrap_or_default())
         })
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Model { info, tensors })
+    Ok(Model {
+        info,
+        bytes,
+        tensors,
+    })
 }
 
 /// All but the tensors: what the sections before DATA say.
@@ -61,7 +66,9 @@ pub(super) fn info(file: Container<'_>) -> Result<ModelInfo<'_>, ParseError> {
     let places = places(&file, &entries)?;
     let quantization = quantization(&file, &program)?;
     check::quantization(&program, &quantization)?;
-    check::required(file.features, check::features(&program, &quantization))?;
+    let in_panels = places.iter().any(|place| place.panels.is_some());
+    let used = check::features(&program, &quantization, in_panels);
+    check::required(file.features, used)?;
     check::sums(&program, &quantization, &places)?;
     let preprocess = preprocess(&file)?;
     check::crop(&program, &preprocess)?;
@@ -90,6 +97,7 @@ struct TensorEntry<'a> {
     name: &'a str,
     role: TensorRole,
     bits: u8,
+    panels: Option<PanelLayout>,
     rows: usize,
     cols: usize,
     offset: u64, // in DATA
@@ -101,16 +109,18 @@ impl TensorEntry<'_> {
         String::from(self.name)
     }
 
-    /// The width of a weight's codes, and the bytes that it must claim.
-    fn width_and_len(&self) -> Result<(Option<BitWidth>, usize), ParseError> {
+    /// The width of a weight's codes, where they begin in it, and the bytes that it must
+    /// claim.
+    fn width_and_len(&self) -> Result<(Option<BitWidth>, usize, usize), ParseError> {
         let bits = BitWidth::from_bits(self.bits.into());
-        let (bits, len) = match (self.role, self.bits, bits) {
+        let (bits, codes_at, len) = match (self.role, self.bits, bits) {
             (TensorRole::Float, layout::FLOAT_BITS, _) => {
-                (None, layout::float_len(self.rows, self.cols))
+                (None, 0, layout::float_len(self.rows, self.cols))
             }
             (TensorRole::Weight, _, Some(bits)) => {
-                let place = layout::weight_layout(bits, self.rows, self.cols);
-                (Some(bits), place.map(|place| place.len))
+                let place = layout::weight_layout(bits, self.rows, self.cols, self.panels);
+                let codes_at = place.map_or(0, |place| place.codes_at);
+                (Some(bits), codes_at, place.map(|place| place.len))
             }
             (TensorRole::Float | TensorRole::Weight, _, _) => {
                 return Err(ParseError::TensorBits {
@@ -121,7 +131,7 @@ impl TensorEntry<'_> {
         };
         let len = len.unwrap_or(usize::MAX);
         match self.len == len as u64 {
-            true => Ok((bits, len)),
+            true => Ok((bits, codes_at, len)),
             false => Err(self.bad_len(len)),
         }
     }
@@ -143,15 +153,20 @@ fn tensor_entries<'a>(file: &Container<'a>) -> Result<Vec<TensorEntry<'a>>, Pars
     for _ in 0..count {
         let name = at.name()?;
         let offset = at.offset();
-        let role = match at.u8()? {
-            layout::FLOAT => TensorRole::Float,
-            layout::WEIGHT => TensorRole::Weight,
+        let (role, in_panels) = match at.u8()? {
+            layout::FLOAT => (TensorRole::Float, false),
+            layout::WEIGHT => (TensorRole::Weight, false),
+            layout::WEIGHT_IN_PANELS => (TensorRole::Weight, true),
             _ => return Err(at.value_at("role of a tensor", offset)),
         };
         entries.push(TensorEntry {
             name,
             role,
             bits: at.u8()?,
+            panels: match in_panels {
+                true => Some(panel_layout(&mut at)?),
+                false => None,
+            },
             rows: at.size("rows of a tensor")?,
             cols: at.size("columns of a tensor")?,
             offset: at.u64()?,
@@ -160,6 +175,21 @@ fn tensor_entries<'a>(file: &Container<'a>) -> Result<Vec<TensorEntry<'a>>, Pars
     }
     at.finish()?;
     Ok(entries)
+}
+
+fn panel_layout(at: &mut Cursor<'_>) -> Result<PanelLayout, ParseError> {
+    let offset = at.offset();
+    let [nr, sub, kr] = [at.u8()?, at.u8()?, at.u8()?].map(usize::from);
+    let sums = match at.u8()? {
+        0 => false,
+        1 => true,
+        _ => return Err(at.value_at("order of panels", offset)),
+    };
+    let panels = PanelLayout { nr, sub, kr, sums };
+    match panels.is_valid() {
+        true => Ok(panels),
+        false => Err(at.value_at("order of panels", offset)),
+    }
 }
 
 fn program(file: &Container<'_>, entries: &[TensorEntry<'_>]) -> Result<Program, ParseError> {
@@ -325,7 +355,7 @@ fn places(
                 found: entry.offset,
             });
         }
-        let (bits, len) = entry.width_and_len()?;
+        let (bits, codes_at, len) = entry.width_and_len()?;
         let rest = data.len.saturating_sub(start);
         if len > rest {
             return Err(entry.bad_len(rest));
@@ -336,7 +366,9 @@ fn places(
             bits,
             filling,
             start: in_file(start),
+            codes: in_file(start).saturating_add(codes_at),
             end: in_file(end),
+            panels: entry.panels,
         });
     }
     if end != data.len {
@@ -360,19 +392,20 @@ pub(super) fn tensor<'a>(
     check_zero(filling, place.filling)?;
     match place.bits {
         None => Ok(Tensor::Float(floats(info, "value", bytes)?)),
-        Some(bits) => weight(info, bits, bytes, place.start).map(Tensor::Weight),
+        Some(bits) => weight(info, bits, place, bytes).map(Tensor::Weight),
     }
 }
 
-/// Reads one weight, which begins at `offset` of the file.
+/// Reads one weight, which is at `in_file`.
 fn weight<'a>(
     info: &TensorInfo,
     bits: BitWidth,
+    in_file: &TensorPlace,
     bytes: &'a [u8],
-    offset: usize,
 ) -> Result<WeightTensor<'a>, ParseError> {
     let part = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
-    let place = layout::weight_layout(bits, info.rows, info.cols);
+    let panels = in_file.panels;
+    let place = layout::weight_layout(bits, info.rows, info.cols, panels);
     let place = place.ok_or_else(|| ParseError::TensorPlace {
         tensor: info.name.clone(),
         what: "length",
@@ -387,13 +420,23 @@ fn weight<'a>(
         scales: scales(info, part(0, place.zero_points_at))?,
         zero_points: part(place.zero_points_at, place.zero_points_end),
         codes: part(place.codes_at, place.len),
+        panels,
     };
     check_zero(
         part(place.zero_points_end, place.codes_at),
-        offset.saturating_add(place.zero_points_end),
+        in_file.start.saturating_add(place.zero_points_end),
     )?;
     check_zero_points(info, &weight)?;
-    check_row_padding(info, &weight)?;
+    match panels {
+        None => check_row_padding(info, &weight)?,
+        Some(panels) => {
+            let fault = panels.check(&weight.shape(), weight.codes);
+            fault.map_err(|fault| ParseError::Panels {
+                tensor: info.name.clone(),
+                fault,
+            })?;
+        }
+    }
     Ok(weight)
 }
 

@@ -12,7 +12,7 @@ use super::layout::{
 use super::model::Model;
 use crate::dense;
 use crate::preprocess::{Interpolation, Preprocess, Resize};
-use crate::program::{Activation, Op, Pooling, Program, TensorInfo, TensorRole, Window};
+use crate::program::{Activation, Op, Pooling, Program, TensorId, TensorInfo, TensorRole, Window};
 use crate::quant::{
     ActivationQuant, BitWidth, Codebook, Quantization, SoftmaxCodebook, SoftmaxKind, SoftmaxQuant,
     WeightQuant,
@@ -20,6 +20,7 @@ use crate::quant::{
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use tpvit_kernels::{GemmShape, Isa, PanelLayout};
 
 /// All that a file holds, owned: what the quantizer makes.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +79,13 @@ pub enum WriteError {
         /// The largest one.
         most: u8,
     },
+    /// Weights cannot lie in such an order.
+    Order {
+        /// Name of the tensor.
+        tensor: String,
+        /// The order.
+        panels: PanelLayout,
+    },
     /// A size or count exceeds what its field can hold.
     TooLarge {
         /// Which one.
@@ -116,6 +124,9 @@ impl fmt::Display for WriteError {
                 f,
                 "tensor {tensor}: code {index} is {found}, must be at most {most}"
             ),
+            WriteError::Order { tensor, panels } => {
+                write!(f, "tensor {tensor} cannot lie in panels of {panels:?}")
+            }
             WriteError::TooLarge { what, found } => {
                 write!(f, "{what} is {found}, too large for the file")
             }
@@ -131,6 +142,7 @@ impl core::error::Error for WriteError {
             WriteError::Length { .. }
             | WriteError::Role { .. }
             | WriteError::Code { .. }
+            | WriteError::Order { .. }
             | WriteError::TooLarge { .. } => None,
         }
     }
@@ -142,10 +154,69 @@ impl core::error::Error for WriteError {
 /// If lengths disagree, a number does not fit its field, or
 /// [`Model::parse`] would refuse the file.
 pub fn write(model: &ModelData) -> Result<Vec<u8>, WriteError> {
+    write_in_panels(model, |_| None)
+}
+
+/// As [`write()`], with weights in the order in which the kernels of `isa` take them, so
+/// that these need no copy of them. Any other ones can still run it.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_for(model: &ModelData, isa: Isa) -> Result<Vec<u8>, WriteError> {
+    write_in_panels(model, |id| {
+        // The first product that a weight belongs to decides, if there are several.
+        let op = model
+            .program
+            .ops
+            .iter()
+            .find(|op| op.weight() == Some(id))?;
+        let act_max = match op {
+            Op::Linear { input, .. } => {
+                let quant = model.quantization.activations.get(input.index());
+                quant?.as_ref()?.grid_bits().max_code()
+            }
+            // Only an embedding has a weight beside it, for pixels.
+            Op::PatchEmbed { .. }
+            | Op::LayerNorm { .. }
+            | Op::HeadNorm { .. }
+            | Op::Gate { .. }
+            | Op::Attention { .. }
+            | Op::SelectToken { .. }
+            | Op::Pool { .. }
+            | Op::PatchMerge { .. } => u8::MAX,
+        };
+        let (info, data) = (
+            model.program.tensors.get(id.index())?,
+            model.tensors.get(id.index())?,
+        );
+        let TensorData::Weight(weight) = data else {
+            return None;
+        };
+        let shape = GemmShape {
+            n: info.rows,
+            k: info.cols,
+            weight_bits: weight.bits,
+            act_max,
+        };
+        Some(PanelLayout::of(isa, &shape))
+    })
+}
+
+/// As [`write()`], with the codes of a weight in panels where `panels` says so.
+///
+/// # Errors
+/// As [`write()`], or if an order is not [valid](PanelLayout::is_valid).
+pub fn write_in_panels(
+    model: &ModelData,
+    panels: impl Fn(TensorId) -> Option<PanelLayout>,
+) -> Result<Vec<u8>, WriteError> {
     // First of all, as an id that does not exist could be read as "none".
     let invalid = |error| WriteError::Invalid(ParseError::Program(error));
     model.program.validate().map_err(invalid)?;
-    let (tensors, data) = tensor_sections(model)?;
+    let weights = (0..).zip(&model.program.tensors);
+    let mut weights = weights.filter(|(_, tensor)| tensor.role == TensorRole::Weight);
+    let in_panels = weights.any(|(index, _)| panels(TensorId(index)).is_some());
+    let (tensors, data) = tensor_sections(model, panels)?;
     let sections = [
         (SectionKind::Program, program_section(&model.program)?),
         (SectionKind::Tensors, tensors),
@@ -162,7 +233,7 @@ pub fn write(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         (SectionKind::Data, data),
     ];
     let file = assemble(
-        check::features(&model.program, &model.quantization),
+        check::features(&model.program, &model.quantization, in_panels),
         sections,
     );
     Model::parse(&file).map_err(WriteError::Invalid)?;
@@ -372,12 +443,15 @@ fn operation(out: &mut Vec<u8>, op: &Op) -> Result<(), WriteError> {
 }
 
 /// TENSORS and DATA; SPEC.md, sections 6 and 7.
-fn tensor_sections(model: &ModelData) -> Result<(Vec<u8>, Vec<u8>), WriteError> {
+fn tensor_sections(
+    model: &ModelData,
+    panels: impl Fn(TensorId) -> Option<PanelLayout>,
+) -> Result<(Vec<u8>, Vec<u8>), WriteError> {
     let infos = &model.program.tensors;
     length("tensors", "", infos.len(), model.tensors.len())?;
     let (mut out, mut data) = (Vec::new(), Vec::new());
     size(&mut out, "tensor count", infos.len())?;
-    for (info, tensor) in infos.iter().zip(&model.tensors) {
+    for (index, (info, tensor)) in infos.iter().zip(&model.tensors).enumerate() {
         pad(&mut data);
         let offset = data.len();
         name(&mut out, &info.name)?;
@@ -387,8 +461,18 @@ fn tensor_sections(model: &ModelData) -> Result<(Vec<u8>, Vec<u8>), WriteError> 
                 float_data(&mut data, info, values)?;
             }
             (TensorRole::Weight, TensorData::Weight(weight)) => {
-                out.extend([layout::WEIGHT, weight.bits.bits() as u8]);
-                weight_data(&mut data, info, weight)?;
+                let index = u16::try_from(index).map_err(|_| too_large("tensor index", index))?;
+                let panels = panels(TensorId(index));
+                let bits = weight.bits.bits() as u8;
+                match panels {
+                    None => out.extend([layout::WEIGHT, bits]),
+                    Some(PanelLayout { nr, sub, kr, sums }) => {
+                        out.extend([layout::WEIGHT_IN_PANELS, bits]);
+                        // A valid order's are below 256.
+                        out.extend([nr as u8, sub as u8, kr as u8, sums.into()]);
+                    }
+                }
+                weight_data(&mut data, info, weight, panels)?;
             }
             (TensorRole::Float, TensorData::Weight(_))
             | (TensorRole::Weight, TensorData::Float(_)) => {
@@ -419,6 +503,7 @@ fn weight_data(
     data: &mut Vec<u8>,
     info: &TensorInfo,
     weight: &WeightQuant,
+    panels: Option<PanelLayout>,
 ) -> Result<(), WriteError> {
     length("codes", &info.name, elements(info)?, weight.codes.len())?;
     length("scales", &info.name, info.rows, weight.scale.len())?;
@@ -442,7 +527,24 @@ fn weight_data(
     }
     data.extend_from_slice(&weight.zero_point);
     pad(data);
-    pack_rows(data, weight.bits, info.cols, &weight.codes);
+    let Some(panels) = panels else {
+        pack_rows(data, weight.bits, info.cols, &weight.codes);
+        return Ok(());
+    };
+    let shape = layout::panel_shape(weight.bits, info.rows, info.cols);
+    let (Some(shape), true) = (shape, panels.is_valid()) else {
+        return Err(WriteError::Order {
+            tensor: info.name.clone(),
+            panels,
+        });
+    };
+    let mut rows = Vec::new();
+    pack_rows(&mut rows, weight.bits, info.cols, &weight.codes);
+    let len = panels.checked_packed_len(&shape);
+    let len = len.ok_or_else(|| too_large("tensor rows", info.rows))?;
+    let start = data.len();
+    data.resize(start + len, 0);
+    panels.pack(&shape, &rows, &mut data[start..]);
     Ok(())
 }
 
@@ -499,7 +601,7 @@ fn quant_section(model: &ModelData) -> Result<Vec<u8>, WriteError> {
         }
     }
     size(&mut out, "softmax count", softmax.iter().flatten().count())?;
-    let features = check::features(program, &model.quantization);
+    let features = check::features(program, &model.quantization, false);
     let per_head = features & layout::FEATURE_SOFTMAX_PER_HEAD != 0;
     for (index, softmax) in softmax.iter().enumerate() {
         if let Some(softmax) = softmax {
