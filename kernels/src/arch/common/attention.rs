@@ -546,7 +546,7 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
                     }
                 }
                 AttentionMethod::Shift(form) => {
-                    for r in 0..rows {
+                    for (r, &place) in places[..rows].iter().enumerate() {
                         encode(&score_row(r), entries);
                         let values = &packed[parts.rows..parts.key_sums];
                         let sum = shift_row(&entries[..tokens], values, parts.row_len, shifted);
@@ -566,7 +566,7 @@ pub(crate) fn drive<L: Lanes, const MR: usize, const NV: usize>(
                                 requant,
                                 center,
                                 out: out.rows,
-                                places: [places[r] * out.row_stride + out.col + column; MR],
+                                places: [place * out.row_stride + out.col + column; MR],
                             });
                         }
                     }
