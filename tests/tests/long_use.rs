@@ -4,7 +4,6 @@
 
 use std::alloc::System;
 use std::io::Cursor;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -16,15 +15,16 @@ use tpvit_runtime::{Options, Session};
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The counter is everybody's: one test at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 const GOLDEN: &[u8] = include_bytes!("../../models/tests/golden/v1.tpv");
 const RUNS: usize = 1000;
+
+/// One test: the harness allocates where one ends and another begins.
+#[test]
+fn memory_stays_and_so_do_the_bits() {
+    a_thousand_lives_of_a_model_take_no_memory();
+    a_thousand_pictures_take_no_memory();
+    eight_threads_share_a_model_and_agree();
+}
 
 /// Bytes allocated since `region` began and not given back.
 fn kept(region: &Region<'_, System>) -> isize {
@@ -60,9 +60,7 @@ fn pixels(model: &Model<'_>, seed: usize) -> Vec<u8> {
 }
 
 /// Parse, session, run, drop; from bytes and from a file, with one thread and two.
-#[test]
 fn a_thousand_lives_of_a_model_take_no_memory() {
-    let _alone = alone();
     let model = Model::parse(GOLDEN).expect("a good file");
     let picture = pixels(&model, 1);
     drop(model);
@@ -100,9 +98,7 @@ fn a_thousand_lives_of_a_model_take_no_memory() {
 }
 
 /// What a service does: decode, resize, run, with one session.
-#[test]
 fn a_thousand_pictures_take_no_memory() {
-    let _alone = alone();
     let model = Model::parse(GOLDEN).expect("a good file");
     let mut session = Session::new(&model, &options(1)).expect("runs here");
     let mut photo = Cursor::new(Vec::new());
@@ -133,11 +129,9 @@ fn a_thousand_pictures_take_no_memory() {
 }
 
 /// One model for eight threads, a session for each; some of them have lanes.
-#[test]
 fn eight_threads_share_a_model_and_agree() {
     const THREADS: usize = 8;
     const PICTURES: usize = 20;
-    let _alone = alone();
     let config = VitConfig {
         image: 64,
         depth: 3,
