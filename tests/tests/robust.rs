@@ -377,6 +377,21 @@ fn send(signal: i32, child: &Child) {
     sent.expect("there is a command kill");
 }
 
+/// The same command with signals that end it, whoever started the tests: a shell has its
+/// background jobs ignore Ctrl-C, and `tpvit` leaves it at that.
+fn heeding_signals(command: &Command) -> Command {
+    let mut heeding = Command::new("env");
+    heeding.arg("--default-signal=INT,TERM,HUP");
+    heeding.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => heeding.env(name, value),
+            None => heeding.env_remove(name),
+        };
+    }
+    heeding
+}
+
 /// At moments spread over a whole run, from the first instruction to the last.
 #[test]
 fn an_interruption_at_any_moment_leaves_the_old_file_or_the_new() {
@@ -391,7 +406,7 @@ fn an_interruption_at_any_moment_leaves_the_old_file_or_the_new() {
     for moment in 0..MOMENTS {
         fs::write(&output, "old").expect("a file");
         let signal = if moment % 4 == 3 { SIGTERM } else { SIGINT };
-        let mut command = folder.quantize(&output, &[]);
+        let mut command = heeding_signals(&folder.quantize(&output, &[]));
         let mut child = command.stdout(Stdio::null()).spawn().expect("it starts");
         std::thread::sleep(whole * moment / (MOMENTS - 1));
         send(signal, &child);
@@ -426,6 +441,7 @@ fn an_interruption_while_writing_removes_the_half() {
             .arg(&output);
         // So many that it writes for seconds.
         command.args(vec![folder.path("pictures/0.png"); 20_000]);
+        let mut command = heeding_signals(&command);
         let mut child = command.stdout(Stdio::null()).spawn().expect("it starts");
         let partial = |name: &String| name.ends_with(".partial");
         let begun = Instant::now();
@@ -470,7 +486,7 @@ fn ctrl_c_in_each_phase_is_130_and_training_can_be_resumed() {
     let whole = fs::read(&output).expect("the output");
     for phase in ["calibrating", "compensating", "training"] {
         fs::write(&output, "old").expect("a file");
-        let command = folder.quantize(&output, &flags);
+        let command = heeding_signals(&folder.quantize(&output, &flags));
         let words = [command.get_program()]
             .into_iter()
             .chain(command.get_args());
