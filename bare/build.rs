@@ -3,15 +3,21 @@
 //! ```text
 //! TPVIT_BARE_MODEL     a .tpv file; without it, small synthetic models of every architecture
 //! TPVIT_BARE_PICTURES  its pictures: [height, width, 3] bytes of RGB each, one after the other
-//! TPVIT_BARE_ARENA     bytes of the arena; 32 MiB without it
+//! TPVIT_BARE_ISA       an instruction set, in whose order its weights are put; without it as the file has them
+//! TPVIT_BARE_HEAP      bytes of the heap, where a file is parsed; 1 MiB without it
+//! TPVIT_BARE_BLOCK     bytes of the block that a session lives in; 32 MiB without it
 //! ```
+//!
+//! The small models are there four times: as files usually are, and in the order of each
+//! instruction set of the architecture.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use tpvit_kernels::Isa;
 use tpvit_models::synthetic::{self, VitConfig};
-use tpvit_models::{BitWidth, Model, ModelData, write};
+use tpvit_models::{BitWidth, Model, ModelData, write, write_for};
 
 /// Pictures of each synthetic model.
 const PICTURES: usize = 2;
@@ -19,6 +25,8 @@ const PICTURES: usize = 2;
 /// A model in the image.
 struct Embedded {
     name: String,
+    /// The instruction set in whose order its weights are, if we know.
+    order: Option<Isa>,
     file: Vec<u8>,
     pictures: Vec<u8>,
 }
@@ -28,12 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(path) => vec![given(Path::new(&path))?],
         None => synthetic_models()?,
     };
-    let arena_bytes: usize = match variable("TPVIT_BARE_ARENA") {
-        Some(bytes) => bytes
-            .parse()
-            .map_err(|e| format!("TPVIT_BARE_ARENA is \"{bytes}\", no number of bytes: {e}"))?,
-        None => 32 << 20,
-    };
+    let heap_bytes = bytes("TPVIT_BARE_HEAP", 1 << 20)?;
+    let block_bytes = bytes("TPVIT_BARE_BLOCK", 32 << 20)?;
     embed(&models)?;
 
     let script = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("linker.ld");
@@ -50,7 +54,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             "-Wl,--build-id=none".into(),
             "-Wl,-z,max-page-size=4096".into(),
             format!("-Wl,--defsym=__image_start={start:#x}"),
-            format!("-Wl,--defsym=ARENA_BYTES={arena_bytes}"),
+            format!("-Wl,--defsym=HEAP_BYTES={heap_bytes}"),
+            format!("-Wl,--defsym=BLOCK_BYTES={block_bytes}"),
             format!("-T{}", script.display()),
         ] {
             println!("cargo::rustc-link-arg-bin={bin}={argument}");
@@ -62,6 +67,16 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn variable(name: &str) -> Option<String> {
     println!("cargo::rerun-if-env-changed={name}");
     env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// A number of bytes that the environment names.
+fn bytes(name: &str, default: usize) -> Result<usize, String> {
+    let Some(bytes) = variable(name) else {
+        return Ok(default);
+    };
+    bytes
+        .parse()
+        .map_err(|e| format!("{name} is \"{bytes}\", no number of bytes: {e}"))
 }
 
 /// The model and pictures that the environment names.
@@ -89,7 +104,19 @@ fn given(path: &Path) -> Result<Embedded, Box<dyn Error>> {
         None => noise(PICTURES * bytes),
     };
     let name = path.file_stem().unwrap_or_default();
+    let order = match variable("TPVIT_BARE_ISA") {
+        Some(name) => {
+            let isa = Isa::from_name(&name);
+            Some(isa.ok_or_else(|| format!("TPVIT_BARE_ISA is \"{name}\", no instruction set"))?)
+        }
+        None => None,
+    };
+    let file = match order {
+        Some(isa) => write_for(&model.to_data(), isa)?,
+        None => file,
+    };
     Ok(Embedded {
+        order,
         name: name.to_string_lossy().replace(char::is_whitespace, "-"),
         file,
         pictures,
@@ -105,29 +132,41 @@ fn synthetic_models() -> Result<Vec<Embedded>, Box<dyn Error>> {
         ..VitConfig::DEIT_TINY
     };
     let deit = synthetic::vit(config, BitWidth::B4, BitWidth::B8, &softmax, 1);
-    let mut models = vec![embedded("deit-t-2-blocks", &deit)?];
+    let mut models = embedded("deit-t-2-blocks", &deit)?;
 
     let softmax = synthetic::log2_softmax_per_head(BitWidth::B3, VitConfig::SMALLEST.heads);
     let mut codebooks =
         synthetic::vit(VitConfig::SMALLEST, BitWidth::B4, BitWidth::B4, &softmax, 2);
     synthetic::add_codebooks(&mut codebooks);
-    models.push(embedded("codebooks", &codebooks)?);
+    models.extend(embedded("codebooks", &codebooks)?);
 
     let softmax = synthetic::row_max_softmax(BitWidth::B3);
     for (name, program) in synthetic::architectures() {
         let data = synthetic::model(program, BitWidth::B8, BitWidth::B8, &softmax, 3);
-        models.push(embedded(name, &data)?);
+        models.extend(embedded(name, &data)?);
     }
     Ok(models)
 }
 
-fn embedded(name: &str, data: &ModelData) -> Result<Embedded, Box<dyn Error>> {
+/// The model in every order.
+fn embedded(name: &str, data: &ModelData) -> Result<Vec<Embedded>, Box<dyn Error>> {
     let [height, width] = data.program.image;
-    Ok(Embedded {
+    let pictures = noise(PICTURES * height * width * 3);
+    let mut all = vec![Embedded {
         name: name.into(),
+        order: None,
         file: write(data)?,
-        pictures: noise(PICTURES * height * width * 3),
-    })
+        pictures: pictures.clone(),
+    }];
+    for isa in [Isa::Neon, Isa::Dotprod, Isa::I8mm] {
+        all.push(Embedded {
+            name: format!("{name}/{}", isa.name()),
+            order: Some(isa),
+            file: write_for(data, isa)?,
+            pictures: pictures.clone(),
+        });
+    }
+    Ok(all)
 }
 
 /// Bytes without a pattern: the high ones of Knuth's linear congruential generator.
@@ -152,8 +191,12 @@ fn embed(models: &[Embedded]) -> Result<(), Box<dyn Error>> {
         let pictures = folder.join(format!("{index}.rgb"));
         fs::write(&file, &model.file)?;
         fs::write(&pictures, &model.pictures)?;
+        let order = match model.order {
+            Some(isa) => format!("Some(Isa::{isa:?})"),
+            None => "None".into(),
+        };
         code += &format!(
-            "Embedded {{ name: {:?}, file: include_bytes!({file:?}), \
+            "Embedded {{ name: {:?}, order: {order}, file: on_a_line!({file:?}), \
              pictures: include_bytes!({pictures:?}) }},\n",
             model.name
         );

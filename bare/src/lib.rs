@@ -12,17 +12,30 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
 use tpvit_models::Model;
-use tpvit_runtime::softmax;
+use tpvit_runtime::{Isa, softmax};
 
 /// A model and pictures for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Embedded {
     /// A word.
     pub name: &'static str,
-    /// A `.tpv` file.
+    /// The instruction set in whose order its weights are, if that is known.
+    pub order: Option<Isa>,
+    /// A `.tpv` file, which begins on a line of the cache: so do its weights.
     pub file: &'static [u8],
     /// `[pictures, height, width, 3]`, RGB.
     pub pictures: &'static [u8],
+}
+
+/// Puts what it holds on a line of the cache.
+#[repr(C, align(64))]
+struct OnALine<T: ?Sized>(T);
+
+macro_rules! on_a_line {
+    ($path:literal) => {{
+        static FILE: &OnALine<[u8]> = &OnALine(*include_bytes!($path));
+        &FILE.0
+    }};
 }
 
 include!(concat!(env!("OUT_DIR"), "/models.rs"));

@@ -1,7 +1,8 @@
 //! What a quantized Vision Transformer is: its program, how each part is
 //! quantized, its preprocessing, and the `.tpv` file that holds them.
 //!
-//! Written by the quantizer with [`write()`], read back by the runtime with
+//! Written by the quantizer with [`write()`] (or [`write_for`], for one instruction
+//! set), read back by the runtime with
 //! [`Model::parse`], which checks everything once and borrows the bytes, or
 //! with `TensorReader`, which has one tensor in memory at a time.
 //!

@@ -12,11 +12,14 @@
 //!
 //! [`Session::new`] re-orders the weights for this CPU and allocates all that
 //! a run needs; [`Session::run`] allocates nothing. `Session::load` does the
-//! same without having the file in memory.
+//! same without having the file in memory, [`Session::new_in`] in memory of the
+//! caller's, with nothing on the heap. Weights that the file has in this CPU's order
+//! stay there ([`MemoryPlan::borrowed_bytes`]).
 //!
 //! # Features
 //! - `std` (default): detects the CPU at run time and runs on several threads.
-//!   Without it the crate needs only `alloc` and runs on one thread.
+//!   Without it the crate needs only `alloc`, sessions in a block not even that, and
+//!   runs on one thread.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -362,7 +362,6 @@ impl<'m> Session<'m> {
     /// # use tpvit_models::{Model, synthetic, write};
     /// # use tpvit_runtime::{MemoryPlan, Options, Session};
     /// # let file = write(&synthetic::tiny()).unwrap();
-    /// # let pixels = [128; 16 * 16 * 3];
     /// let model = Model::parse(&file).unwrap();
     /// let plan = MemoryPlan::new(&model, &Options::default())?;
     /// let mut block = vec![0; plan.total_bytes() + MemoryPlan::BLOCK_ALIGN];

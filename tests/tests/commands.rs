@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tpvit_runtime::Isa;
 use tpvit_tests::{fixture, tpvit, write_pictures, zoo};
 
 /// A folder with calibration pictures and models made from them.
@@ -311,6 +312,55 @@ fn calibration_pictures_may_lie_in_folders() {
     let five = ["--json", "--pictures", "5"];
     let summary = json(&mut folder.quantize(VIT, "vit.tpv", &five));
     assert_eq!(summary["pictures"], 5);
+}
+
+/// Packed for an instruction set a model answers the same, and comes back byte for byte.
+#[test]
+fn packing_changes_the_order_and_nothing_else() {
+    let folder = Folder::new();
+    let (model, picture) = (folder.w8a8(), folder.path("pictures/0.png"));
+    let run = |model: &Path| {
+        let answers = json(tpvit().arg("run").arg(model).arg(&picture).arg("--json"));
+        answers[0]["answers"].clone()
+    };
+    let memory =
+        |model: &Path| json(tpvit().arg("inspect").arg(model).arg("--json"))["memory"].clone();
+    let pack = |from: &Path, isa: &str, name: &str| {
+        let to = folder.path(name);
+        succeeds(
+            tpvit()
+                .arg("pack")
+                .arg(from)
+                .args(["--isa", isa, "-o"])
+                .arg(&to),
+        );
+        to
+    };
+    let plain = memory(&model);
+    assert_eq!(plain["borrowed_bytes"], 0);
+    for isa in Isa::ALL {
+        let packed = pack(&model, isa.name(), "packed.tpv");
+        let memory = memory(&packed);
+        if isa == Isa::best() {
+            assert_eq!(memory["weight_bytes"], 0);
+            assert_eq!(memory["borrowed_bytes"], plain["weight_bytes"]);
+        }
+        let back = pack(&packed, "none", "back.tpv");
+        assert_eq!(fs::read(&back).expect("it"), fs::read(&model).expect("it"));
+    }
+    let packed = pack(&model, Isa::best().name(), "packed.tpv");
+    assert_ne!(run(&model), Value::Null);
+    assert_eq!(run(&packed), run(&model));
+    let mut command = tpvit();
+    command
+        .arg("pack")
+        .arg(&model)
+        .args(["--isa", "sse9", "-o"]);
+    let output = command.arg(folder.path("no.tpv")).output();
+    let output = output.expect("tpvit starts");
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("sse9") && said.contains("neon"), "{said}");
 }
 
 #[test]
@@ -773,7 +823,7 @@ fn a_budget_mixes_widths() {
 
 #[test]
 fn help_names_every_flag() {
-    let flags: [(&str, &[&str]); 6] = [
+    let flags: [(&str, &[&str]); 7] = [
         (
             "quantize",
             &[
@@ -819,6 +869,7 @@ fn help_names_every_flag() {
             ],
         ),
         ("inspect", &["--verify", "--json"]),
+        ("pack", &["--isa", "--output"]),
         (
             "bench",
             &[

@@ -5,7 +5,8 @@
 //! boot.s     down to exception level 1, MMU and caches on, stack painted
 //! pages.rs   the memory map
 //! memory.s   memcpy and its like
-//! arena.rs   the heap: one block of memory
+//! heap.rs    the heap, where a file is parsed
+//! block.rs   the memory of a session, which has nothing on the heap
 //! uart.rs    the serial line
 //! cpu.rs     which kernels to take; counters; the exit
 //! stack.rs   how deep the stack has been
@@ -16,9 +17,10 @@
 
 extern crate alloc;
 
-mod arena;
+mod block;
 pub(crate) mod board;
 mod cpu;
+mod heap;
 mod pages;
 mod stack;
 mod uart;
@@ -30,11 +32,11 @@ use core::sync::atomic::Ordering;
 
 use tpvit_bare::{Embedded, MODELS, write_answer};
 use tpvit_models::{Model, ParseError};
-use tpvit_runtime::{Kernels, MemoryPlan, Options, RunError, Session, SessionError};
+use tpvit_runtime::{Isa, Kernels, MemoryPlan, Options, RunError, Session, SessionError};
 
 use crate::BOARD;
-use arena::Usage;
 use cpu::Counters;
+use heap::Usage;
 use pages::Pages;
 use uart::Uart;
 
@@ -57,20 +59,16 @@ enum Failure {
     Parse(ParseError),
     Session(SessionError),
     Run(RunError),
-    /// The arena has not enough left for a session.
-    Arena {
-        planned: usize,
-        left: usize,
+    /// A session copied weights that lie in the order of its kernels.
+    Copied {
+        order: Isa,
+        bytes: usize,
     },
-    /// A session took other memory than its plan says.
-    Memory {
-        planned: usize,
-        bound: usize,
-        kept: usize,
-        peak: usize,
+    /// Making a session or running it took something of the heap.
+    Allocated {
+        times: usize,
+        doing: &'static str,
     },
-    /// A run allocated.
-    Allocated(usize),
     /// The stack went deeper than [`MemoryPlan::STACK_BYTES`].
     Stack(usize),
 }
@@ -89,20 +87,14 @@ impl fmt::Display for Failure {
             Failure::Parse(error) => error.fmt(f),
             Failure::Session(error) => error.fmt(f),
             Failure::Run(error) => error.fmt(f),
-            Failure::Arena { planned, left } => write!(
+            Failure::Copied { order, bytes } => write!(
                 f,
-                "the session takes {planned} bytes, the arena has {left} left (TPVIT_BARE_ARENA)"
+                "weights in the order of {} were copied, {bytes} bytes",
+                order.name()
             ),
-            Failure::Memory {
-                planned,
-                bound,
-                kept,
-                peak,
-            } => write!(
-                f,
-                "from {planned} to {bound} bytes were planned, {kept} kept, {peak} at the peak"
-            ),
-            Failure::Allocated(times) => write!(f, "a run allocated {times} times"),
+            Failure::Allocated { times, doing } => {
+                write!(f, "{doing} a session allocated {times} times")
+            }
             Failure::Stack(bytes) => write!(
                 f,
                 "the stack was {bytes} bytes deep, more than {}",
@@ -143,16 +135,20 @@ fn run(out: &mut Uart, level: u64) -> Result<(), Failure> {
             false => ", no cycle counter",
         }
     )?;
+    // SAFETY: nothing else does, and this function runs once.
+    let block = unsafe { block::take() };
+    let mut most = 0;
     for embedded in MODELS {
         writeln!(out, "model  {}", embedded.name)?;
-        classify(out, embedded, kernels, has_cycles)?;
+        most = most.max(classify(out, embedded, kernels, has_cycles, block)?);
     }
-    let Usage { extent, .. } = arena::usage();
+    let Usage { extent, .. } = heap::usage();
     let deep = stack::high_water();
     writeln!(
         out,
-        "heap   {extent} of {} bytes, stack {deep} of {} bytes",
-        arena::len(),
+        "heap   {extent} of {} bytes, block {most} of {} bytes, stack {deep} of {} bytes",
+        heap::len(),
+        block.len(),
         stack::len(),
     )?;
     match deep <= MemoryPlan::STACK_BYTES {
@@ -161,68 +157,73 @@ fn run(out: &mut Uart, level: u64) -> Result<(), Failure> {
     }
 }
 
-/// Runs one model on its pictures, and holds it to its plan.
+/// Runs one model on its pictures in `block`, and holds it to its plan, which is returned
+/// in bytes.
 fn classify(
     out: &mut Uart,
     embedded: &Embedded,
     kernels: &'static Kernels,
     has_cycles: bool,
-) -> Result<(), Failure> {
-    let empty = arena::usage();
+    block: &mut [u8],
+) -> Result<usize, Failure> {
+    let empty = heap::usage();
     let model = Model::parse(embedded.file).map_err(Failure::Parse)?;
+    let parsed = heap::usage();
     let options = Options {
         kernels: Some(kernels),
         ..Options::default()
     };
     let plan = MemoryPlan::new(&model, &options).map_err(Failure::Session)?;
-    let parsed = arena::usage();
-    let (planned, left) = (plan.total_bytes(), arena::len() - parsed.live);
-    if planned > left {
-        return Err(Failure::Arena { planned, left });
-    }
-    arena::watch();
-    let mut session = Session::new(&model, &options).map_err(Failure::Session)?;
-    let made = arena::usage();
-    let (kept, peak) = (made.live - parsed.live, made.peak - parsed.live);
     writeln!(
         out,
-        "memory file {}, parsed {}; planned: arena {}, weights {}, constants {}, \
-         in all {}, at most {}; kept {kept}, peak {peak}",
+        "memory file {}, parsed {}; block {}: arena {}, weights {}, constants {}; \
+         weights in place {}",
         embedded.file.len(),
         parsed.live - empty.live,
+        plan.total_bytes(),
         plan.arena_bytes(),
         plan.weight_bytes,
         plan.constant_bytes,
-        plan.total_bytes(),
-        plan.heap_bytes(),
+        plan.borrowed_bytes,
     )?;
-    // These are planned to the byte.
-    let planned = plan.arena_bytes() + plan.weight_bytes;
-    if kept < planned || peak > plan.heap_bytes() {
-        return Err(Failure::Memory {
-            planned,
-            bound: plan.heap_bytes(),
-            kept,
-            peak,
-        });
+    let order = kernels.isa();
+    let bytes = plan.weight_bytes;
+    if embedded.order == Some(order) && bytes > 0 {
+        return Err(Failure::Copied { order, bytes });
     }
+
+    let allocated = |before: &Usage, doing| match heap::usage().allocations - before.allocations {
+        0 => Ok(()),
+        times => Err(Failure::Allocated { times, doing }),
+    };
+    // Not a byte more than is planned: writing elsewhere would be an index out of range.
+    let len = block.len().min(plan.total_bytes());
+    let before = heap::usage();
+    let start = Counters::read(has_cycles);
+    let session = Session::new_in(&model, &options, &mut block[..len]);
+    let mut session = session.map_err(Failure::Session)?;
+    let end = Counters::read(has_cycles);
+    allocated(&before, "making")?;
+    write_time(out, "made ", &start, &end)?;
+
     for (index, pixels) in embedded.pictures_of(&model).enumerate() {
-        let before = arena::usage().allocations;
+        let before = heap::usage();
         let start = Counters::read(has_cycles);
         let result = session.run(pixels).map_err(Failure::Run)?;
         let end = Counters::read(has_cycles);
-        let allocations = arena::usage().allocations - before;
-        if allocations > 0 {
-            return Err(Failure::Allocated(allocations));
-        }
+        allocated(&before, "running")?;
         write_answer(out, embedded.name, index, &model, result)?;
-        write!(out, "time   {} ticks", end.ticks - start.ticks)?;
-        if let (Some(start), Some(end)) = (start.cycles, end.cycles) {
-            write!(out, ", {} cycles", end - start)?;
-        }
-        writeln!(out)?;
+        write_time(out, "time ", &start, &end)?;
     }
-    Ok(())
+    Ok(plan.total_bytes())
+}
+
+fn write_time(out: &mut Uart, what: &str, start: &Counters, end: &Counters) -> fmt::Result {
+    write!(out, "{what}  {} ticks", end.ticks - start.ticks)?;
+    if let (Some(start), Some(end)) = (start.cycles, end.cycles) {
+        write!(out, ", {} cycles", end - start)?;
+    }
+    writeln!(out)
 }
 
 /// Where `boot.s` goes with an exception.

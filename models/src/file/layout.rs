@@ -185,6 +185,29 @@ pub(super) struct WeightLayout {
     pub(super) len: usize,
 }
 
+/// The order of a weight's codes as the file says it, in four bytes: most have none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PanelOrder([u8; 4]);
+
+impl PanelOrder {
+    /// Reads it; `None` if there is no such order.
+    pub(super) fn new(bytes: [u8; 4]) -> Option<Self> {
+        let order = PanelOrder(bytes);
+        let [_, _, _, sums] = bytes;
+        (order.layout().is_valid() && sums <= 1).then_some(order)
+    }
+
+    pub(super) fn layout(self) -> PanelLayout {
+        let [nr, sub, kr, sums] = self.0.map(usize::from);
+        PanelLayout {
+            nr,
+            sub,
+            kr,
+            sums: sums != 0,
+        }
+    }
+}
+
 /// What panels need to know of a weight; `None` if it has more columns than any has.
 pub(super) fn panel_shape(bits: BitWidth, rows: usize, cols: usize) -> Option<GemmShape> {
     (cols <= MAX_K).then_some(GemmShape {

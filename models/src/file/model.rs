@@ -8,6 +8,7 @@
 
 use super::container::Section;
 use super::error::ParseError;
+use super::layout::PanelOrder;
 use super::parse::{self, DataChecksum};
 use super::write::{ModelData, TensorData};
 use crate::dense;
@@ -49,7 +50,7 @@ pub(super) struct TensorPlace {
     pub(super) codes: usize,
     pub(super) end: usize,
     /// The order of a weight's codes, if they do not lie in rows.
-    pub(super) panels: Option<PanelLayout>,
+    pub(super) panels: Option<PanelOrder>,
 }
 
 impl<'a> ModelInfo<'a> {
@@ -80,7 +81,7 @@ impl<'a> ModelInfo<'a> {
     /// # Panics
     /// If `id` is not of [`ModelInfo::program`].
     pub fn panel_layout(&self, id: TensorId) -> Option<PanelLayout> {
-        self.place_of(id).panels
+        self.place_of(id).panels.map(PanelOrder::layout)
     }
 
     /// Where in the file the codes of a weight are.
@@ -335,7 +336,7 @@ pub struct WeightTensor<'a> {
     pub(super) scales: FloatTensor<'a>,
     pub(super) zero_points: &'a [u8],
     pub(super) codes: &'a [u8],
-    pub(super) panels: Option<PanelLayout>,
+    pub(super) panels: Option<PanelOrder>,
 }
 
 impl<'a> WeightTensor<'a> {
@@ -372,7 +373,7 @@ impl<'a> WeightTensor<'a> {
 
     /// The order of the codes, if they lie in panels.
     pub fn panels(&self) -> Option<PanelLayout> {
-        self.panels
+        self.panels.map(PanelOrder::layout)
     }
 
     /// Bytes of a row of dense codes.
@@ -385,7 +386,7 @@ impl<'a> WeightTensor<'a> {
     /// # Panics
     /// If there is no such row or `out` is not [`WeightTensor::cols`] long.
     pub fn unpack_row(&self, row: usize, out: &mut [u8]) {
-        match self.panels {
+        match self.panels() {
             None => {
                 let codes = self.codes.chunks_exact(self.row_len).nth(row);
                 let codes = codes.expect("the row is of this weight");

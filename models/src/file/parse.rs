@@ -13,7 +13,7 @@ use super::check;
 use super::container::{Container, SectionKind, check_zero};
 use super::cursor::Cursor;
 use super::error::ParseError;
-use super::layout::{self, NONE, least};
+use super::layout::{self, NONE, PanelOrder, least};
 use super::model::{FloatTensor, Model, ModelInfo, Tensor, TensorPlace, WeightTensor};
 use crate::preprocess::{Interpolation, Preprocess, Resize};
 use crate::program::{
@@ -25,7 +25,6 @@ use crate::quant::{
 };
 use alloc::string::String;
 use alloc::vec::Vec;
-use tpvit_kernels::PanelLayout;
 
 /// Whether the checksum of DATA is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +96,7 @@ struct TensorEntry<'a> {
     name: &'a str,
     role: TensorRole,
     bits: u8,
-    panels: Option<PanelLayout>,
+    panels: Option<PanelOrder>,
     rows: usize,
     cols: usize,
     offset: u64, // in DATA
@@ -113,12 +112,13 @@ impl TensorEntry<'_> {
     /// claim.
     fn width_and_len(&self) -> Result<(Option<BitWidth>, usize, usize), ParseError> {
         let bits = BitWidth::from_bits(self.bits.into());
+        let panels = self.panels.map(PanelOrder::layout);
         let (bits, codes_at, len) = match (self.role, self.bits, bits) {
             (TensorRole::Float, layout::FLOAT_BITS, _) => {
                 (None, 0, layout::float_len(self.rows, self.cols))
             }
             (TensorRole::Weight, _, Some(bits)) => {
-                let place = layout::weight_layout(bits, self.rows, self.cols, self.panels);
+                let place = layout::weight_layout(bits, self.rows, self.cols, panels);
                 let codes_at = place.map_or(0, |place| place.codes_at);
                 (Some(bits), codes_at, place.map(|place| place.len))
             }
@@ -164,7 +164,7 @@ fn tensor_entries<'a>(file: &Container<'a>) -> Result<Vec<TensorEntry<'a>>, Pars
             role,
             bits: at.u8()?,
             panels: match in_panels {
-                true => Some(panel_layout(&mut at)?),
+                true => Some(panel_order(&mut at)?),
                 false => None,
             },
             rows: at.size("rows of a tensor")?,
@@ -177,19 +177,10 @@ fn tensor_entries<'a>(file: &Container<'a>) -> Result<Vec<TensorEntry<'a>>, Pars
     Ok(entries)
 }
 
-fn panel_layout(at: &mut Cursor<'_>) -> Result<PanelLayout, ParseError> {
+fn panel_order(at: &mut Cursor<'_>) -> Result<PanelOrder, ParseError> {
     let offset = at.offset();
-    let [nr, sub, kr] = [at.u8()?, at.u8()?, at.u8()?].map(usize::from);
-    let sums = match at.u8()? {
-        0 => false,
-        1 => true,
-        _ => return Err(at.value_at("order of panels", offset)),
-    };
-    let panels = PanelLayout { nr, sub, kr, sums };
-    match panels.is_valid() {
-        true => Ok(panels),
-        false => Err(at.value_at("order of panels", offset)),
-    }
+    let bytes = [at.u8()?, at.u8()?, at.u8()?, at.u8()?];
+    PanelOrder::new(bytes).ok_or_else(|| at.value_at("order of panels", offset))
 }
 
 fn program(file: &Container<'_>, entries: &[TensorEntry<'_>]) -> Result<Program, ParseError> {
@@ -405,7 +396,7 @@ fn weight<'a>(
 ) -> Result<WeightTensor<'a>, ParseError> {
     let part = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
     let panels = in_file.panels;
-    let place = layout::weight_layout(bits, info.rows, info.cols, panels);
+    let place = layout::weight_layout(bits, info.rows, info.cols, panels.map(PanelOrder::layout));
     let place = place.ok_or_else(|| ParseError::TensorPlace {
         tensor: info.name.clone(),
         what: "length",
@@ -430,7 +421,7 @@ fn weight<'a>(
     match panels {
         None => check_row_padding(info, &weight)?,
         Some(panels) => {
-            let fault = panels.check(&weight.shape(), weight.codes);
+            let fault = panels.layout().check(&weight.shape(), weight.codes);
             fault.map_err(|fault| ParseError::Panels {
                 tensor: info.name.clone(),
                 fault,

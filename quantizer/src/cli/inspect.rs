@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use tpvit_models::{ActivationQuant, Model, Op, Program, SoftmaxKind, SoftmaxQuant, Tensor};
 use tpvit_quantizer::preprocessing::describe as describe_preprocess;
-use tpvit_runtime::{MemoryPlan, Options};
+use tpvit_runtime::{Kernels, MemoryPlan, Options};
 
 use super::model_file::WholeTpvFile;
 use super::output::{Table, bytes, print, print_json};
@@ -53,6 +53,7 @@ fn header(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> String {
          input        {} x {} pixels, RGB; {}\n\
          {}\n\
          work         {:.1} MMAC in {} operations\n\
+         weights      {}\n\
          memory here  arena {}, weights {}, constants {}; at most {} of heap, {} of stack\n",
         bytes(len),
         program.image[0],
@@ -61,12 +62,35 @@ fn header(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> String {
         result(model),
         program.macs() as f64 / 1e6,
         program.ops.len(),
+        order(model, plan),
         bytes(plan.arena_bytes()),
         bytes(plan.weight_bytes),
         bytes(plan.constant_bytes),
         bytes(plan.heap_bytes()),
         bytes(MemoryPlan::STACK_BYTES),
     )
+}
+
+/// How the weights lie, and what that means here.
+fn order(model: &Model<'_>, plan: &MemoryPlan) -> String {
+    let weights = model.program().ops.iter().filter_map(Op::weight);
+    let here = Kernels::best().isa().name();
+    match (
+        weights.clone().any(|id| model.panel_layout(id).is_some()),
+        plan.borrowed_bytes,
+        plan.weight_bytes,
+    ) {
+        (false, _, _) => format!("in rows; {here} puts them into its own order"),
+        (true, 0, _) => format!("in panels of another order than {here}'s, which re-orders them"),
+        (true, borrowed, 0) => format!(
+            "in the order of {here}, which reads them in place: {}",
+            bytes(borrowed)
+        ),
+        (true, borrowed, _) => format!(
+            "in panels; {here} reads {} of them in place",
+            bytes(borrowed)
+        ),
+    }
 }
 
 /// Classes, or the shape of the features.
@@ -236,6 +260,8 @@ fn describe(model: &Model<'_>, plan: &MemoryPlan, len: usize) -> serde_json::Val
         "memory": {
             "arena_bytes": plan.arena_bytes(),
             "weight_bytes": plan.weight_bytes,
+            "borrowed_bytes": plan.borrowed_bytes,
+            "block_bytes": plan.total_bytes(),
             "constant_bytes": plan.constant_bytes,
             "heap_bytes_at_most": plan.heap_bytes(),
             "stack_bytes_at_most": MemoryPlan::STACK_BYTES,

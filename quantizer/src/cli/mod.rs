@@ -20,6 +20,7 @@ mod npy;
     allow(dead_code, reason = "a run-only build makes no models")
 )]
 mod output;
+mod pack;
 #[cfg(feature = "onnx")]
 mod quantize;
 #[cfg(feature = "onnx")]
@@ -76,6 +77,9 @@ enum Command {
     Run(run::RunArgs),
     /// Shows everything a .tpv file holds
     Inspect(inspect::InspectArgs),
+    /// Puts the weights of a .tpv file into the order of an instruction set, which then needs
+    /// no copy of them
+    Pack(pack::PackArgs),
     /// Measures latency and memory
     Bench(bench::BenchArgs),
     /// Quantizes the model that ships and classifies the photographs that ship
@@ -92,6 +96,7 @@ impl Cli {
             Command::Eval(args) => eval::execute(&args),
             Command::Run(args) => run::execute(&args),
             Command::Inspect(args) => inspect::execute(&args),
+            Command::Pack(args) => pack::execute(&args),
             Command::Bench(args) => bench::execute(&args),
             #[cfg(feature = "onnx")]
             Command::Demo(args) => demo::execute(&args),

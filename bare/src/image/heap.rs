@@ -12,7 +12,7 @@ use core::ptr::{self, from_ref, null_mut};
 const GRAIN: usize = size_of::<Free>();
 
 #[global_allocator]
-static ARENA: Arena = Arena(UnsafeCell::new(State {
+static HEAP: Heap = Heap(UnsafeCell::new(State {
     first: null_mut(),
     started: false,
     usage: Usage {
@@ -24,14 +24,14 @@ static ARENA: Arena = Arena(UnsafeCell::new(State {
 }));
 
 unsafe extern "C" {
-    static __arena_start: u8;
-    static __arena_end: u8;
+    static __heap_start: u8;
+    static __heap_end: u8;
 }
 
-struct Arena(UnsafeCell<State>);
+struct Heap(UnsafeCell<State>);
 
 // SAFETY: one core runs, and no interrupt is ever taken.
-unsafe impl Sync for Arena {}
+unsafe impl Sync for Heap {}
 
 struct State {
     first: *mut Free,
@@ -52,7 +52,7 @@ pub(crate) struct Usage {
     pub(crate) live: usize,
     /// The most that were in use at a time, since [`watch`].
     pub(crate) peak: usize,
-    /// Bytes of the arena that were ever touched: `peak` and what lay between.
+    /// Bytes of it that were ever touched: `peak` and what lay between.
     pub(crate) extent: usize,
     /// Allocations so far.
     pub(crate) allocations: usize,
@@ -61,17 +61,10 @@ pub(crate) struct Usage {
 /// What has been asked of the heap so far.
 pub(crate) fn usage() -> Usage {
     // SAFETY: nobody else has a reference: allocations return before anyone asks.
-    unsafe { (*ARENA.0.get()).usage }
+    unsafe { (*HEAP.0.get()).usage }
 }
 
-/// Begins a new peak.
-pub(crate) fn watch() {
-    let state = ARENA.0.get();
-    // SAFETY: as in `usage`.
-    unsafe { (*state).usage.peak = (*state).usage.live };
-}
-
-/// Bytes of the arena.
+/// Bytes of the heap.
 pub(crate) fn len() -> usize {
     let (start, end) = ends();
     end as usize - start as usize
@@ -79,15 +72,15 @@ pub(crate) fn len() -> usize {
 
 fn ends() -> (*mut u8, *mut u8) {
     // SAFETY: the linker script defines it; only its address is taken.
-    let start = from_ref(unsafe { &__arena_start });
+    let start = from_ref(unsafe { &__heap_start });
     // SAFETY: the same.
-    let end = from_ref(unsafe { &__arena_end });
+    let end = from_ref(unsafe { &__heap_end });
     (start.cast_mut(), end.cast_mut())
 }
 
-// SAFETY: blocks come from the arena, are in no other block, and as large and aligned
+// SAFETY: blocks come from the heap, are in no other block, and as large and aligned
 // as asked; an unwinding allocator there is not, since nothing unwinds.
-unsafe impl GlobalAlloc for Arena {
+unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: one core and no interrupts: this is the only reference.
         let state = unsafe { &mut *self.0.get() };
@@ -125,7 +118,7 @@ impl State {
         self.started = true;
         let (start, _) = ends();
         let size = len() / GRAIN * GRAIN;
-        // SAFETY: the whole arena is free, and begins at a multiple of 64.
+        // SAFETY: the whole heap is free, and begins at a multiple of 64.
         unsafe { self.give(start.cast(), size) };
     }
 
@@ -175,7 +168,7 @@ impl State {
     /// Puts a block into the list.
     ///
     /// # Safety
-    /// The list is sound, the block lies in the arena, is in no other and not used.
+    /// The list is sound, the block lies in the heap, is in no other and not used.
     unsafe fn give(&mut self, block: *mut Free, mut size: usize) {
         let mut before: *mut Free = null_mut();
         let mut next = self.first;
