@@ -15,8 +15,10 @@ static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Of every architecture, and with everything that is special.
 fn models() -> impl Iterator<Item = ModelData> {
+    // Small enough for an emulator: after a minute the harness says so, and allocates.
     let config = VitConfig {
         classes: 100,
+        depth: 2,
         ..VitConfig::DEIT_TINY
     };
     let softmax = synthetic::row_max_softmax(BitWidth::B4);
