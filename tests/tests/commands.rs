@@ -343,7 +343,13 @@ fn packing_changes_the_order_and_nothing_else() {
         let memory = memory(&packed);
         if isa == Isa::best() {
             assert_eq!(memory["weight_bytes"], 0);
-            assert_eq!(memory["borrowed_bytes"], plain["weight_bytes"]);
+            // What lies beside a copy of the weights is a constant where there is none.
+            let sum = |memory: &Value, weights: &str| {
+                let bytes = [weights, "constant_bytes"].map(|name| memory[name].as_u64());
+                bytes[0].expect("a number") + bytes[1].expect("a number")
+            };
+            let (read, copied) = (sum(&memory, "borrowed_bytes"), sum(&plain, "weight_bytes"));
+            assert_eq!(read, copied);
         }
         let back = pack(&packed, "none", "back.tpv");
         assert_eq!(fs::read(&back).expect("it"), fs::read(&model).expect("it"));
