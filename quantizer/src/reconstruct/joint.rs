@@ -188,10 +188,7 @@ fn terms(task: &Task<'_>, settings: &Joint, teacher: Network<'_>, units: &[Unit]
             buffer: unit.output,
             weight: weight / (share * mean.max(1e-30)) as f32,
             rows: row_weights(program, unit, settings.class_weight),
-            elements: match i < last {
-                true => task.elements(teacher.view, unit),
-                false => Vec::new(),
-            },
+            elements: task.elements(teacher.view, unit),
         }
     };
     units.iter().enumerate().map(term).collect()

@@ -49,7 +49,6 @@ use tpvit_models::Program;
 
 use network::View;
 use resume::{Fingerprints, Position, Writer};
-
 use units::Unit;
 
 use crate::calibration::{QuantPlan, split};
