@@ -4,6 +4,8 @@
 //! import ─▶ observe ─▶ plan ─▶ compensate ─▶ reconstruct ─▶ pack ─▶ bytes
 //! ```
 
+use std::path::PathBuf;
+
 use serde_json::json;
 use tpvit_models::{ModelData, Preprocess, Program, TensorData, TensorRole, WriteError, write};
 
@@ -29,6 +31,8 @@ pub struct Job {
     pub compensation: Option<Compensation>,
     /// How the network is trained after that; `None` for not at all.
     pub reconstruction: Option<reconstruct::Settings>,
+    /// Folder for what it remembers of the pictures; `None` for memory.
+    pub scratch: Option<PathBuf>,
     /// What it learns from, where that is not the network itself.
     pub teacher: Option<(Program, Weights)>,
     /// Stored in the file; its mean and deviation must be folded into the weights already.
@@ -196,6 +200,7 @@ pub fn quantize(
             float,
             picture: &again,
             count: observations.pictures,
+            scratch: job.scratch.as_deref(),
         };
         let mut events = Forward(observer);
         units = reconstruct(

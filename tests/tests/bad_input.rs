@@ -785,6 +785,11 @@ fn flags_out_of_range() {
             &["-w", "4", "--effort", "balanced", "--pictures", "4"],
             &["4 calibration pictures", "16"],
         ),
+        (
+            &["--recipe", "sos", "--scratch", "no/such/folder"],
+            &["--scratch", "no/such/folder"],
+        ),
+        (&["--scratch", "."], &["--scratch", "block-wise"]),
         (&["--rotate", "some"], &["--rotate", "residual"]),
         (&["--size-budget", "12G"], &["--size-budget", "2.5M"]),
         (&["--size-budget", "10K"], &["10000 bytes", "at least"]),

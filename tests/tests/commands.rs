@@ -739,7 +739,7 @@ fn every_effort_and_recipe_runs() {
         &["balanced"],
         &["balanced", "--recipe", "tp-vit"],
         &["balanced", "--recipe", "sos"],
-        &["balanced", "--recipe", "glf"],
+        &["balanced", "--recipe", "glf", "--scratch", "."],
         &["balanced", "--recipe", "qdrop"],
     ] {
         let flags = [&narrow[..], flags].concat();

@@ -291,6 +291,7 @@ fn features_are_quantized_by_their_own_distance() {
         observe: ObserveSettings::default(),
         compensation: Some(Compensation::default()),
         reconstruction: Some(training),
+        scratch: None,
         teacher: None,
         preprocess: Preprocess {
             resize: Resize::Squash,

@@ -70,6 +70,7 @@ impl Quantized {
             settings,
             observe: ObserveSettings::default(),
             reconstruction: None,
+            scratch: None,
             compensation: None,
             teacher: None,
             preprocess,

@@ -190,6 +190,7 @@ fn quantized(
         settings: Settings::new(bits, bits),
         observe: ObserveSettings::default(),
         reconstruction: None,
+        scratch: None,
         compensation: None,
         teacher: None,
         preprocess: PREPROCESS,

@@ -191,6 +191,7 @@ impl Demo {
             observe: ObserveSettings::default(),
             compensation: None,
             reconstruction: None,
+            scratch: None,
             teacher: None,
             preprocess: self.preprocess,
             labels: self.labels.clone(),

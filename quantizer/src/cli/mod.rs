@@ -70,7 +70,7 @@ pub(crate) struct Cli {
 enum Command {
     /// Makes a .tpv file from an ONNX model and a folder of pictures
     #[cfg(feature = "onnx")]
-    Quantize(quantize::QuantizeArgs),
+    Quantize(Box<quantize::QuantizeArgs>),
     /// Measures top-1 and top-5 accuracy on labelled pictures
     Eval(eval::EvalArgs),
     /// Classifies pictures: five best labels, probabilities, time; or writes their features

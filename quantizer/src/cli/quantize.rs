@@ -318,6 +318,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
     let start = Instant::now();
     let settings = args.method.settings()?;
     check_writable(&args.output)?;
+    args.effort.check_scratch()?;
     let resume = args.effort.resumed(&args.output)?;
     let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
     if same(&args.model, &args.output) == Some(true) {
@@ -377,6 +378,7 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         compensation: args.method.compensation(),
         reconstruction: training
             .map(|choices| reconstruct::Settings::new(&choices, args.method.weight_bits)),
+        scratch: args.effort.scratch.clone(),
         teacher: None,
         preprocess,
         labels,
@@ -408,6 +410,8 @@ pub(crate) fn execute(args: &QuantizeArgs) -> Result<()> {
         let path = checkpoint_path(&args.output);
         check_writable(&path)?;
         announce(settings.macs(&imported.program), &path);
+        args.effort
+            .tell_memory(settings.activation_bytes(&imported.program, count));
         checkpoint = Some(path);
     }
     let watch = Watch::new(progress(count, "calibrating"), checkpoint.clone());

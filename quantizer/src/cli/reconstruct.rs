@@ -46,6 +46,10 @@ pub(crate) struct EffortArgs {
     /// With --recipe tp-vit, what a transition weight is
     #[arg(long, value_enum, value_name = "WHAT")]
     transition: Option<TransitionArg>,
+    /// With a block-wise recipe, keep what it remembers of every picture in files in this folder
+    /// instead of memory; they vanish with the process, and the result is the same
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
     /// Go on where an interrupted run with the same arguments stopped
     #[arg(long)]
     resume: bool,
@@ -180,6 +184,36 @@ impl EffortArgs {
             blend: self.transition != Some(TransitionArg::Step),
             ..Choices::new(recipe, effort, seed)
         }))
+    }
+
+    /// Finds out before any work whether there can be files in the scratch folder.
+    ///
+    /// # Errors
+    /// There cannot, or nothing would be in them.
+    pub(crate) fn check_scratch(&self) -> Result<()> {
+        let Some(folder) = &self.scratch else {
+            return Ok(());
+        };
+        if self.recipe == RecipeArg::Best || self.effort == Some(EffortArg::Fast) {
+            bail!(
+                "--scratch is of the block-wise recipes (--recipe tp-vit, sos, glf or qdrop): nothing else remembers activations"
+            );
+        }
+        tempfile::tempfile_in(folder)
+            .map(drop)
+            .with_context(|| format!("--scratch: cannot write in {}", folder.display()))
+    }
+
+    /// Says so if a training will keep many `bytes` of activations in memory.
+    pub(crate) fn tell_memory(&self, bytes: u64) {
+        /// Less is not worth a word.
+        const MUCH: u64 = 1 << 30;
+        if self.scratch.is_none() && bytes >= MUCH {
+            tell(format_args!(
+                "this recipe keeps {:.1} GB of activations in memory; --scratch DIR keeps them in files",
+                bytes as f64 / 1e9
+            ));
+        }
     }
 
     /// The checkpoint beside `output` that the run is to resume from.

@@ -23,9 +23,12 @@
 //! it is exact for float weights, so that the order of the first two stages
 //! does not matter.
 
+use std::io;
+
 use rayon::prelude::*;
 use tpvit_models::{BitWidth, BufferId, Program};
 
+use super::activations::Activations;
 use super::adaround::Rounding;
 use super::joint::row_weights;
 use super::network::{Drop, Network, Tape, View};
@@ -89,9 +92,6 @@ impl Pass {
     }
 }
 
-/// By picture, a buffer between two units.
-type Activations = Vec<Vec<f32>>;
-
 /// One pass over all units, from unit `first` on.
 ///
 /// `run` hears of every step, and gets the state to resume from after every unit.
@@ -106,15 +106,14 @@ pub(super) fn reconstruct(
     let program = task.program;
     let units = units(program);
     let float = View::float(task.teacher, task.float);
-    let count = task.judges.len() + task.teachers.len();
-    let mut teacher_in: Activations = vec![Vec::new(); count];
-    let mut student_in: Activations = vec![Vec::new(); count];
+    let mut teacher_in = Activations::none();
+    let mut student_in = Activations::none();
     let features = match pass.global > 0.0 {
-        true => outputs(task, &float, &before_classifier(program), &teacher_in),
-        false => Vec::new(),
+        true => outputs(task, &float, &before_classifier(program), &teacher_in)?,
+        false => Activations::none(),
     };
     for (index, unit) in units.iter().enumerate() {
-        let target = outputs(task, &float, unit, &teacher_in);
+        let target = outputs(task, &float, unit, &teacher_in)?;
         if index >= first {
             let learner = Learner {
                 task,
@@ -129,7 +128,7 @@ pub(super) fn reconstruct(
                 },
                 target: &target,
             };
-            let log = learner.learn(index, weights, plan, run);
+            let log = learner.learn(index, weights, plan, run)?;
             run.logs.push(log);
             let position = Position {
                 unit: index as u32 + 1,
@@ -140,7 +139,7 @@ pub(super) fn reconstruct(
         if pass.input == Input::Quantized {
             let params = Params::new(program, weights, plan, unit.ops.clone());
             let view = params.view(program, weights, plan);
-            student_in = outputs(task, &view, unit, &student_in);
+            student_in = outputs(task, &view, unit, &student_in)?;
         }
         teacher_in = target;
     }
@@ -148,29 +147,36 @@ pub(super) fn reconstruct(
 }
 
 /// The outputs of a unit for all pictures.
-fn outputs(task: &Task<'_>, view: &View, unit: &Unit, inputs: &Activations) -> Activations {
+fn outputs(
+    task: &Task<'_>,
+    view: &View,
+    unit: &Unit,
+    inputs: &Activations,
+) -> Result<Activations, Stop> {
     let network = Network {
         program: task.program,
         view,
     };
     let one = |tape: &mut Tape, picture: usize| {
-        feed(tape, unit, |to| to.clone_from(&inputs[picture]));
+        feed(tape, unit, inputs, picture)?;
         let image = image(task, unit, picture);
         network.forward(tape, unit.ops.clone(), &image, None);
-        tape.raw[unit.output.index()].clone()
+        Ok(tape.raw[unit.output.index()].clone())
     };
+    let count = task.judges.len() + task.teachers.len();
     let tape = || Tape::new(task.program);
-    (0..inputs.len())
-        .into_par_iter()
-        .map_init(tape, one)
-        .collect()
+    Activations::collect(count, task.scratch, tape, one).map_err(Stop::Scratch)
 }
 
 /// Puts the unit's input on the tape.
-fn feed(tape: &mut Tape, unit: &Unit, fill: impl FnOnce(&mut Vec<f32>)) {
+fn feed(tape: &mut Tape, unit: &Unit, inputs: &Activations, picture: usize) -> io::Result<()> {
     if let Some(input) = unit.input {
-        fill(&mut tape.raw[input.index()]);
+        inputs
+            .of(picture)?
+            .as_ref()
+            .clone_into(&mut tape.raw[input.index()]);
     }
+    Ok(())
 }
 
 /// The picture, where the unit reads it.
@@ -182,7 +188,7 @@ fn image(task: &Task<'_>, unit: &Unit, picture: usize) -> Vec<f32> {
 }
 
 /// The buffer that the classifier reads; the features of a network without one.
-fn feature(program: &Program) -> BufferId {
+pub(super) fn feature(program: &Program) -> BufferId {
     let last = &program.ops[program.ops.len() - 1];
     match program.classifies() {
         true => last.inputs()[0].expect("a classifier has an input"),
@@ -222,7 +228,7 @@ impl Learner<'_> {
         weights: &mut Weights,
         plan: &mut QuantPlan,
         run: &mut Run<'_>,
-    ) -> UnitLog {
+    ) -> Result<UnitLog, Stop> {
         let (program, pass, unit) = (self.task.program, self.pass, self.unit);
         let mut params = Params::new(program, weights, plan, unit.ops.clone());
         let ends = params.widths();
@@ -230,7 +236,7 @@ impl Learner<'_> {
             params.set_blend(0.0);
         }
         let mut view = params.view(program, weights, plan);
-        let before = self.error(&view);
+        let before = self.error(&view).map_err(Stop::Scratch)?;
         params.start(pass.phases.first().and_then(|p| p.bits));
         params.update(program, &mut view);
         let mut trainer = Trainer::new(
@@ -242,8 +248,8 @@ impl Learner<'_> {
             pass.batch,
             mix(self.task.seed ^ index as u64),
         );
-        let local = self.local();
-        let global = self.global();
+        let local = self.local().map_err(Stop::Scratch)?;
+        let global = self.global().map_err(Stop::Scratch)?;
         let mut curve = Vec::new();
         let (mut step, steps) = (0, pass.steps());
         let mut note = String::new();
@@ -268,6 +274,7 @@ impl Learner<'_> {
                 let loss = trainer.step(step, pass.rates, decay, |lane, network, slot| {
                     self.one(lane, network, slot, &local, global.as_ref())
                 });
+                let loss = loss.map_err(Stop::Scratch)?;
                 if !loss.is_finite() {
                     note = format!("the loss became {loss} at step {step}: stopped there");
                     break 'phases;
@@ -286,7 +293,7 @@ impl Learner<'_> {
             trainer.params.harden();
         }
         trainer.params.update(program, &mut trainer.view);
-        let after = self.error(&trainer.view);
+        let after = self.error(&trainer.view).map_err(Stop::Scratch)?;
         if pass.is_float() {
             trainer.params.refit();
         }
@@ -295,13 +302,13 @@ impl Learner<'_> {
         } else if note.is_empty() {
             note = "no better on held-back pictures: left as it was".into();
         }
-        UnitLog {
+        Ok(UnitLog {
             name: unit.name.clone(),
             before,
             after: after.min(before),
             curve,
             note,
-        }
+        })
     }
 
     /// One picture forward and backward.
@@ -312,19 +319,18 @@ impl Learner<'_> {
         slot: Slot,
         local: &Term,
         global: Option<&Term>,
-    ) -> f64 {
+    ) -> io::Result<f64> {
         let (program, unit, picture) = (self.task.program, self.unit, slot.picture);
         let of_256 = (self.pass.drop * 256.0) as u32;
         let drop = (of_256 > 0).then_some(Drop {
             seed: slot.seed,
             of_256,
         });
-        feed(&mut lane.tape, unit, |to| {
-            to.clone_from(&self.student_in[picture]);
-            if let Some(drop) = drop {
-                drop.mix_in(to, &self.teacher_in[picture]);
-            }
-        });
+        feed(&mut lane.tape, unit, self.student_in, picture)?;
+        if let (Some(drop), Some(input)) = (drop, unit.input) {
+            let float = self.teacher_in.of(picture)?;
+            drop.mix_in(&mut lane.tape.raw[input.index()], &float);
+        }
         let image = image(self.task, unit, picture);
         network.forward(&mut lane.tape, unit.ops.clone(), &image, drop);
         lane.tape.clear_grads(program, unit.ops.clone());
@@ -337,64 +343,69 @@ impl Learner<'_> {
             };
             suffix.forward(&mut lane.tape, rest.clone(), &[], None);
             lane.tape.clear_grads(program, rest.clone());
-            loss += global.add(&mut lane.tape, &self.features[picture], slot.share);
+            loss += global.add(&mut lane.tape, &self.features.of(picture)?, slot.share);
             suffix.backward(&mut lane.tape, rest, None, &mut lane.frozen);
         }
-        loss += local.add(&mut lane.tape, &self.target[picture], slot.share);
+        loss += local.add(&mut lane.tape, &self.target.of(picture)?, slot.share);
         network.backward(&mut lane.tape, unit.ops.clone(), drop, &mut lane.grads);
-        loss
+        Ok(loss)
     }
 
     /// The loss at the unit's output.
-    fn local(&self) -> Term {
+    fn local(&self) -> io::Result<Term> {
         let rows = row_weights(self.task.program, self.unit, self.pass.class_weight);
-        let mean = self.mean_energy(self.target, &rows);
-        Term {
+        let mean = self.mean_energy(self.target, &rows)?;
+        Ok(Term {
             buffer: self.unit.output,
             weight: (1.0 / mean) as f32,
             rows,
             elements: self.task.elements(self.float, self.unit),
-        }
-    }
-
-    /// The loss at the classifier's input, for units before it.
-    fn global(&self) -> Option<Term> {
-        let program = self.task.program;
-        let id = feature(program);
-        let writer = program.ops.iter().position(|op| op.output() == id)?;
-        (self.pass.global > 0.0 && self.unit.ops.end <= writer).then(|| {
-            let rows = vec![1.0; program.buffers[id.index()].rows];
-            Term {
-                buffer: id,
-                weight: (f64::from(self.pass.global) / self.mean_energy(self.features, &rows))
-                    as f32,
-                rows,
-                elements: Vec::new(),
-            }
         })
     }
 
-    fn mean_energy(&self, values: &Activations, rows: &[f32]) -> f64 {
+    /// The loss at the classifier's input, for units before it.
+    fn global(&self) -> io::Result<Option<Term>> {
+        let program = self.task.program;
+        let id = feature(program);
+        let writer = program.ops.iter().position(|op| op.output() == id);
+        let before = writer.is_some_and(|writer| self.unit.ops.end <= writer);
+        if self.pass.global == 0.0 || !before {
+            return Ok(None);
+        }
+        let rows = vec![1.0; program.buffers[id.index()].rows];
+        let mean = self.mean_energy(self.features, &rows)?;
+        Ok(Some(Term {
+            buffer: id,
+            weight: (f64::from(self.pass.global) / mean) as f32,
+            rows,
+            elements: Vec::new(),
+        }))
+    }
+
+    fn mean_energy(&self, values: &Activations, rows: &[f32]) -> io::Result<f64> {
         let teachers = &self.task.teachers;
-        let sum: f64 = teachers.iter().map(|&i| energy(&values[i], rows)).sum();
-        (sum / teachers.len() as f64).max(1e-30)
+        let mut sum = 0.0;
+        for &picture in teachers {
+            sum += energy(&values.of(picture)?, rows);
+        }
+        Ok((sum / teachers.len() as f64).max(1e-30))
     }
 
     /// Relative squared error of the unit's output on held-back pictures.
-    fn error(&self, view: &View) -> f64 {
+    fn error(&self, view: &View) -> io::Result<f64> {
         let (program, unit) = (self.task.program, self.unit);
         let rows = row_weights(program, unit, self.pass.class_weight);
         let cols = program.buffers[unit.output.index()].cols;
         let network = Network { program, view };
         let one = |tape: &mut Tape, &picture: &usize| {
-            feed(tape, unit, |to| to.clone_from(&self.student_in[picture]));
+            feed(tape, unit, self.student_in, picture)?;
             network.forward(
                 tape,
                 unit.ops.clone(),
                 &image(self.task, unit, picture),
                 None,
             );
-            let target = &self.target[picture];
+            let target = &self.target.of(picture)?;
             let pairs = tape.raw[unit.output.index()]
                 .chunks_exact(cols)
                 .zip(target.chunks_exact(cols));
@@ -405,12 +416,13 @@ impl Learner<'_> {
                 .zip(&rows)
                 .map(|(p, &w)| f64::from(w) * error(p))
                 .sum();
-            (error, energy(target, &rows))
+            Ok((error, energy(target, &rows)))
         };
         let tape = || Tape::new(program);
-        let sums: Vec<(f64, f64)> = self.task.judges.par_iter().map_init(tape, one).collect();
+        let sums = self.task.judges.par_iter().map_init(tape, one);
+        let sums = sums.collect::<io::Result<Vec<(f64, f64)>>>()?;
         let (error, energy) = sums.iter().fold((0.0, 0.0), |s, p| (s.0 + p.0, s.1 + p.1));
-        error / energy.max(1e-30)
+        Ok(error / energy.max(1e-30))
     }
 }
 

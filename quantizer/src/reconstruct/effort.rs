@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use tpvit_models::{BitWidth, Program};
+use tpvit_models::{BitWidth, BufferId, Program};
 
+use super::blocks::feature;
 use super::units::{Unit, units};
 use super::{Importance, Input, Joint, Pass, Phase, Rates, Rounding, Settings};
 
@@ -191,6 +192,32 @@ impl Settings {
             .flatten()
             .map(|(one, steps)| one * f64::from(*steps))
             .sum()
+    }
+
+    /// Most bytes of activations that passes over the units keep of `pictures`
+    /// pictures, in memory or in files; joint training keeps none.
+    pub fn activation_bytes(&self, program: &Program, pictures: usize) -> u64 {
+        let values = |buffer: BufferId| {
+            let buffer = &program.buffers[buffer.index()];
+            (buffer.rows * buffer.cols) as u64
+        };
+        let units = units(program);
+        let of_pass = |pass: &Pass| {
+            let networks = match pass.input {
+                Input::Float => 1,
+                Input::Quantized => 2,
+            };
+            let most = units
+                .iter()
+                .map(|unit| unit.input.map_or(0, values) + values(unit.output));
+            let features = match pass.global > 0.0 {
+                true => values(feature(program)),
+                false => 0,
+            };
+            networks * most.max().unwrap_or(0) + features
+        };
+        let most = self.passes.iter().map(of_pass).max().unwrap_or(0);
+        most * pictures as u64 * size_of::<f32>() as u64
     }
 
     /// By pass, and joint training last: by unit, the cost of one step, and

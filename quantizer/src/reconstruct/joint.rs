@@ -14,6 +14,8 @@
 //! token, keep a few hundred pictures from being learnt by heart, and each
 //! picture is mirrored and cut anew each time.
 
+use std::convert::Infallible;
+
 use rayon::prelude::*;
 use tpvit_models::Program;
 
@@ -99,7 +101,7 @@ pub(super) fn train(
     let every = (settings.steps / JUDGEMENTS).max(1);
     for step in run.position.step..settings.steps {
         let decay = cosine(step, settings.steps);
-        let loss = trainer.step(step, settings.rates, decay, |lane, student, slot| {
+        let Ok(loss) = trainer.step(step, settings.rates, decay, |lane, student, slot| {
             let image = (task.image)(slot.picture);
             let image = augment(&image, program.image, settings.least_area, slot.seed);
             teacher.forward(&mut lane.teacher, whole.clone(), &image, None);
@@ -118,7 +120,7 @@ pub(super) fn train(
                 loss += term.add(&mut lane.tape, target, slot.share);
             }
             student.backward(&mut lane.tape, whole.clone(), None, &mut lane.grads);
-            loss
+            Ok::<_, Infallible>(loss)
         });
         if step.is_multiple_of((settings.steps / 100).max(1)) {
             log.curve.push((step, loss as f32));

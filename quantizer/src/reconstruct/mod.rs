@@ -19,6 +19,7 @@
 //! depends on the arguments alone, not on the number of threads or on whether
 //! the work was interrupted and resumed.
 
+mod activations;
 mod adaround;
 mod blocks;
 mod effort;
@@ -44,6 +45,8 @@ pub use joint::Joint;
 pub use params::Rates;
 pub use relu::{ReluLog, with_relu};
 pub use resume::ResumeError;
+
+use std::path::Path;
 
 use tpvit_models::Program;
 
@@ -126,6 +129,9 @@ pub enum Stop {
     /// [`Events::checkpoint`] failed.
     #[error("the checkpoint cannot be written")]
     Checkpoint(#[source] std::io::Error),
+    /// [`Lesson::scratch`] failed.
+    #[error("the activations of the pictures cannot be kept in the scratch folder")]
+    Scratch(#[source] std::io::Error),
 }
 
 /// What learns from what.
@@ -141,6 +147,9 @@ pub struct Lesson<'a> {
     pub picture: &'a (dyn Fn(usize) -> Vec<f32> + Sync),
     /// Pictures there are.
     pub count: usize,
+    /// Folder for what passes over the units remember of each picture, in files
+    /// that vanish with the process; `None` for memory. The result is the same.
+    pub scratch: Option<&'a Path>,
 }
 
 /// A [`Lesson`] with its pictures divided.
@@ -156,6 +165,7 @@ struct Task<'a> {
     seed: u64,
     rounding: Rounding,
     importance: Importance,
+    scratch: Option<&'a Path>,
 }
 
 impl Task<'_> {
@@ -208,6 +218,7 @@ pub fn reconstruct(
         seed: settings.seed,
         rounding: settings.rounding,
         importance: settings.importance,
+        scratch: lesson.scratch,
     };
     let fingerprints = Fingerprints::new(lesson, settings, weights, plan);
     let mut run = Run {

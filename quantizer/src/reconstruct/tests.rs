@@ -2,6 +2,8 @@
 //! network: it helps, it is the same on any number of threads and when resumed,
 //! and it keeps what it had when it goes wrong.
 
+use std::path::PathBuf;
+
 use super::math::{self, Grid, RowGrid};
 use super::network::{Grads, Network, Tape, View, coders};
 use super::params::Params;
@@ -297,6 +299,7 @@ struct Setup {
     float: Weights,
     weights: Weights,
     plan: QuantPlan,
+    scratch: Option<PathBuf>,
 }
 
 const PICTURES: usize = 32;
@@ -333,6 +336,7 @@ impl Setup {
             float,
             weights,
             plan,
+            scratch: None,
         }
     }
 
@@ -344,6 +348,7 @@ impl Setup {
             float: &self.float,
             picture: &picture,
             count: PICTURES,
+            scratch: self.scratch.as_deref(),
         };
         let mut events = Recorder::default();
         let (weights, plan) = (&mut self.weights, &mut self.plan);
@@ -548,6 +553,29 @@ fn a_resumed_training_ends_like_an_uninterrupted_one() {
     }
 }
 
+#[test]
+fn activations_in_files_are_those_in_memory() {
+    let mut settings = everything();
+    settings.joint = None;
+    let mut memory = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    let logs = memory.train(&settings, None).logs.expect("trained");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut files = Setup::new(BitWidth::B4, ActivationCode::Uniform);
+    files.scratch = Some(folder.path().into());
+    assert_eq!(files.train(&settings, None).logs.expect("trained"), logs);
+    assert_eq!(files.weights, memory.weights);
+    assert_eq!(files.plan, memory.plan);
+    let left = std::fs::read_dir(folder.path())
+        .expect("the folder")
+        .count();
+    assert_eq!(left, 0, "files without names");
+
+    files.scratch = Some(folder.path().join("nowhere"));
+    let error = files.train(&settings, None).logs.expect_err("no folder");
+    assert!(matches!(error, Stop::Scratch(_)), "{error}");
+}
+
 /// AdaRound and importances, in both passes and in joint training: it helps, and
 /// goes on where it was interrupted.
 #[test]
@@ -623,6 +651,7 @@ fn importances_are_second_derivatives() {
         seed: 1,
         rounding: Rounding::StraightThrough,
         importance: Importance::Perturbation,
+        scratch: None,
     };
     let view = View::float(&program, &float);
     let units = units::units(&program);
@@ -750,6 +779,7 @@ fn too_few_pictures_are_refused() {
         float: &setup.float,
         picture: &picture,
         count: FEWEST_PICTURES - 1,
+        scratch: None,
     };
     let (mut weights, mut plan) = (setup.weights.clone(), setup.plan.clone());
     let mut events = Recorder::default();

@@ -170,13 +170,16 @@ impl<'a> Trainer<'a> {
 
     /// One step; returns the mean loss. `one` runs a picture forward and
     /// backward, adds to `lane.grads`, and returns its loss.
-    pub(super) fn step(
+    ///
+    /// # Errors
+    /// Of `one`; nothing has moved then.
+    pub(super) fn step<E: Send>(
         &mut self,
         step: u32,
         rates: Rates,
         decay: f32,
-        one: impl Fn(&mut Lane, Network<'_>, Slot) -> f64 + Sync,
-    ) -> f64 {
+        one: impl Fn(&mut Lane, Network<'_>, Slot) -> Result<f64, E> + Sync,
+    ) -> Result<f64, E> {
         self.params.update(self.program, &mut self.view);
         let slots = self.slots(step);
         let network = Network {
@@ -184,20 +187,22 @@ impl<'a> Trainer<'a> {
             view: &self.view,
         };
         let count = self.lanes.len();
-        self.lanes.par_iter_mut().enumerate().for_each(|(i, lane)| {
+        let lanes = self.lanes.par_iter_mut().enumerate();
+        lanes.try_for_each(|(i, lane)| {
             lane.grads.all_mut().for_each(|v| v.fill(0.0));
             lane.loss = 0.0;
             for slot in slots.iter().skip(i).step_by(count) {
-                lane.loss += one(lane, network, *slot);
+                lane.loss += one(lane, network, *slot)?;
             }
-        });
+            Ok(())
+        })?;
         let loss = self.lanes.iter().map(|l| l.loss).sum::<f64>() / slots.len() as f64;
         if loss.is_finite() {
             self.add_up();
             self.params
                 .step(&mut self.view, &self.lanes[0].grads, rates, decay);
         }
-        loss
+        Ok(loss)
     }
 
     /// Everything that the next step depends on.
