@@ -36,9 +36,9 @@ pub(crate) struct EffortArgs {
     /// How weights find their codes while they are trained
     #[arg(long, value_enum, default_value = "straight-through")]
     rounding: RoundingArg,
-    /// What the losses at the blocks look at
-    #[arg(long, value_enum, default_value = "alike")]
-    importance: ImportanceArg,
+    /// What the losses at the blocks look at [default: aph with --recipe best, else alike]
+    #[arg(long, value_enum)]
+    importance: Option<ImportanceArg>,
     /// With --recipe tp-vit, the widths of the weights before their last [default: 6,4 for 3 bits,
     /// 8,6 for 4, 8 for 6]; `none` goes straight to the last
     #[arg(long, value_name = "BITS,...")]
@@ -170,6 +170,7 @@ impl EffortArgs {
             RecipeArg::Glf => Recipe::Glf,
             RecipeArg::Qdrop => Recipe::QDrop,
         };
+        let standard = Choices::new(recipe, effort, seed);
         Ok(Some(Choices {
             steps: self.steps,
             rounding: match self.rounding {
@@ -177,12 +178,13 @@ impl EffortArgs {
                 RoundingArg::Adaround => Rounding::AdaRound,
             },
             importance: match self.importance {
-                ImportanceArg::Alike => Importance::Alike,
-                ImportanceArg::Aph => Importance::Perturbation,
+                Some(ImportanceArg::Alike) => Importance::Alike,
+                Some(ImportanceArg::Aph) => Importance::Perturbation,
+                None => standard.importance,
             },
             decline: self.decline.clone().map(|d| d.0),
             blend: self.transition != Some(TransitionArg::Step),
-            ..Choices::new(recipe, effort, seed)
+            ..standard
         }))
     }
 

@@ -68,7 +68,10 @@ impl Choices {
             effort,
             steps: None,
             rounding: Rounding::StraightThrough,
-            importance: Importance::Alike,
+            importance: match recipe {
+                Recipe::Best => Importance::Perturbation,
+                Recipe::TpVit | Recipe::Sos | Recipe::Glf | Recipe::QDrop => Importance::Alike,
+            },
             decline: None,
             blend: true,
             seed,
@@ -76,16 +79,11 @@ impl Choices {
     }
 }
 
-/// Joint training. Codes that compensate for each other's errors are lost where weights
-/// move fast: of ViT-Ti/16 at W3A8, 200 steps at six times this rate end where they began.
-const JOINT_RATES: Rates = Rates {
-    weights: 5e-4,
-    ..RATES
-};
-
-/// Everything learns, the weights most.
+/// Everything learns, the weights most. Codes that compensate for each other's errors
+/// are lost where weights move fast: of ViT-Ti/16 at W3A8, 200 steps of joint training at
+/// six times this rate end where they began.
 const RATES: Rates = Rates {
-    weights: 3e-3,
+    weights: 5e-4,
     weight_scales: 7e-4,
     floats: 1.5e-3,
     activation_scales: 7e-4,
@@ -169,7 +167,7 @@ impl Settings {
         let joint = Joint {
             steps,
             batch: BATCH,
-            rates: JOINT_RATES,
+            rates: RATES,
             local: 4.0,
             divergence: 1.0,
             least_area: 0.5,
