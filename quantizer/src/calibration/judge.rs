@@ -18,7 +18,7 @@ use crate::weights::Weights;
 const HELD_BACK: usize = 4;
 
 /// At most so many pictures judge; each is run some ten times.
-const MOST_JUDGES: usize = 48;
+const MOST_JUDGES: usize = 128;
 
 /// Pictures that judge and pictures that teach; one alone does both.
 pub(crate) fn split(count: usize) -> (Vec<usize>, Vec<usize>) {
