@@ -170,6 +170,26 @@ impl<'w> Layout<'w> {
         kernels: &Kernels,
         out: Writer<'_>,
     ) -> Result<ImageSize, S::Error> {
+        let mut kept = tensors.map(|source| Kept {
+            source,
+            error: None,
+        });
+        let tensors = kept.as_mut().map(|kept| kept as &mut dyn Tensors);
+        let written = self.written(info, lasts, tensors, kernels, out);
+        written.map_err(|Unread| {
+            let error = kept.and_then(|kept| kept.error);
+            error.expect("only a source can fail, and leaves why")
+        })
+    }
+
+    fn written<'a>(
+        &'a self,
+        info: &'a ModelInfo<'a>,
+        lasts: bool,
+        tensors: Option<&'a mut (dyn Tensors + 'a)>,
+        kernels: &'a Kernels,
+        out: Writer<'a>,
+    ) -> Result<ImageSize, Unread> {
         let mut build = Build {
             layout: self,
             info,
@@ -255,6 +275,30 @@ impl TensorSource for Nothing {
 
     fn tensor(&mut self, _: TensorId) -> Result<Tensor<'_>, Infallible> {
         match *self {}
+    }
+}
+
+/// A source of any kind: what writes the image then is there once, not for each kind.
+trait Tensors {
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, Unread>;
+}
+
+/// A tensor cannot be read; [`Kept`] has why.
+struct Unread;
+
+/// A source, and why it failed.
+struct Kept<S: TensorSource> {
+    source: S,
+    error: Option<S::Error>,
+}
+
+impl<S: TensorSource> Tensors for Kept<S> {
+    fn tensor(&mut self, id: TensorId) -> Result<Tensor<'_>, Unread> {
+        let Kept { source, error } = self;
+        source.tensor(id).map_err(|why| {
+            *error = Some(why);
+            Unread
+        })
     }
 }
 
@@ -480,13 +524,13 @@ fn head_shapes(whole: &HeadShape, window: Option<Window>) -> impl Iterator<Item 
 }
 
 /// Writes the work of each operation.
-struct Build<'a, 'w, S> {
+struct Build<'a, 'w> {
     layout: &'a Layout<'w>,
     info: &'a ModelInfo<'a>,
     /// Whether the file stays where it is.
     lasts: bool,
     /// None where bytes are counted.
-    tensors: Option<S>,
+    tensors: Option<&'a mut (dyn Tensors + 'a)>,
     kernels: &'a Kernels,
     out: Writer<'a>,
     /// Bytes of weights so far.
@@ -540,8 +584,8 @@ impl Input<'_> {
     }
 }
 
-impl<S: TensorSource> Build<'_, '_, S> {
-    fn step(&mut self, index: usize, op: &Op) -> Result<(), S::Error> {
+impl Build<'_, '_> {
+    fn step(&mut self, index: usize, op: &Op) -> Result<(), Unread> {
         let output = op.output();
         let kind = match op {
             Op::PatchEmbed { .. } => WorkKind::PatchEmbed,
@@ -581,7 +625,7 @@ impl<S: TensorSource> Build<'_, '_, S> {
         }
     }
 
-    fn work(&mut self, index: usize, op: &Op) -> Result<(), S::Error> {
+    fn work(&mut self, index: usize, op: &Op) -> Result<(), Unread> {
         match *op {
             Op::PatchEmbed {
                 patch,
@@ -714,7 +758,7 @@ impl<S: TensorSource> Build<'_, '_, S> {
         weight: TensorId,
         bias: TensorId,
         input: &Input<'_>,
-    ) -> Result<(), S::Error> {
+    ) -> Result<(), Unread> {
         let shape = product_shape(self.info, weight, input.act_max);
         let GemmShape { n, k, .. } = shape;
         let packed_len = self.kernels.packed_len(&shape);
@@ -795,7 +839,7 @@ impl<S: TensorSource> Build<'_, '_, S> {
         })
     }
 
-    fn attention(&mut self, index: usize, op: &Op) -> Result<(), S::Error> {
+    fn attention(&mut self, index: usize, op: &Op) -> Result<(), Unread> {
         let Op::Attention {
             qkv,
             heads,
@@ -873,7 +917,7 @@ impl<S: TensorSource> Build<'_, '_, S> {
         heads: usize,
         bias: Option<TensorId>,
         unit: impl Fn(usize) -> f64,
-    ) -> Result<(), S::Error> {
+    ) -> Result<(), Unread> {
         let shape = kind.shape(whole);
         let tokens = shape.tokens;
         let width = Cells::bias_row_len(tokens);
@@ -932,12 +976,12 @@ impl<S: TensorSource> Build<'_, '_, S> {
         tensor.map_or(0, |tensor| tensor.rows * tensor.cols)
     }
 
-    fn float(&mut self, tensor: TensorId) -> Result<(), S::Error> {
+    fn float(&mut self, tensor: TensorId) -> Result<(), Unread> {
         self.optional_float(Some(tensor))
     }
 
     /// Nothing where there is no tensor.
-    fn optional_float(&mut self, tensor: Option<TensorId>) -> Result<(), S::Error> {
+    fn optional_float(&mut self, tensor: Option<TensorId>) -> Result<(), Unread> {
         let len = self.float_len(tensor);
         let Build { tensors, out, .. } = self;
         let values = match (tensors, tensor) {
