@@ -12,7 +12,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-most_bytes=$((2 << 20)) # of the small one, with the system's C library
+most_bytes=2000000 # of the small one, with the system's C library
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 target_dir=$(realpath -m "${CARGO_TARGET_DIR:-target}")
