@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use indicatif::ProgressBar;
 use serde_json::json;
 use tpvit_models::{Model, Preprocess};
 #[cfg(feature = "onnx")]
@@ -22,7 +21,9 @@ use tpvit_runtime::{Options, Session};
 use super::model_file::{Kind, WholeTpvFile, kind, need_classifier};
 #[cfg(feature = "onnx")]
 use super::model_file::{load_float, preprocess_of};
-use super::output::{print, print_json, progress};
+#[cfg(feature = "progress")]
+use super::output::progress;
+use super::output::{print, print_json};
 use super::{RuntimeArgs, parse_threads};
 
 /// Arguments of `tpvit eval`.
@@ -172,6 +173,7 @@ fn score<F: FnMut(&[u8]) -> Result<Vec<f32>>>(
 ) -> Result<Score> {
     let images = dataset.paths.len();
     anyhow::ensure!(images > 0, "no pictures to evaluate");
+    #[cfg(feature = "progress")]
     let bar = progress(images, "evaluating");
     let start = Instant::now();
     let next = AtomicUsize::new(0);
@@ -188,10 +190,14 @@ fn score<F: FnMut(&[u8]) -> Result<Vec<f32>>>(
             let mut hits = hits.lock().expect("no worker panics while counting");
             hits.0 += usize::from(rank < 1);
             hits.1 += usize::from(rank < 5);
+            #[cfg(feature = "progress")]
             bar.inc(1);
         }
     };
-    run_workers(threads.min(images), &work, &bar)?;
+    let outcome = run_workers(threads.min(images), &work);
+    #[cfg(feature = "progress")]
+    bar.finish_and_clear();
+    outcome.context("evaluation stopped")?;
     let (top1, top5) = *hits.lock().expect("all workers are done");
     Ok(Score {
         images,
@@ -201,21 +207,15 @@ fn score<F: FnMut(&[u8]) -> Result<Vec<f32>>>(
     })
 }
 
-fn run_workers(
-    threads: usize,
-    work: &(impl Fn() -> Result<()> + Sync),
-    bar: &ProgressBar,
-) -> Result<()> {
-    let outcome = std::thread::scope(|scope| {
+fn run_workers(threads: usize, work: &(impl Fn() -> Result<()> + Sync)) -> Result<()> {
+    std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         let join = |w: std::thread::ScopedJoinHandle<'_, Result<()>>| {
             w.join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
-        workers.into_iter().map(join).collect::<Result<Vec<()>>>()
-    });
-    bar.finish_and_clear();
-    outcome.map(drop).context("evaluation stopped")
+        workers.into_iter().map(join).collect()
+    })
 }
 
 /// How many classes come before `label`; the lower class wins a tie.

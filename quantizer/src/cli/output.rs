@@ -1,10 +1,13 @@
 //! How results reach people, files and machines.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+#[cfg(feature = "progress")]
+use std::io::IsTerminal;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+#[cfg(feature = "progress")]
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::interrupt::Guard;
@@ -156,6 +159,7 @@ impl PermissionsAsNewFile for tempfile::Builder<'_, '_> {
 }
 
 /// A bar on standard error, or nothing where that is not a terminal.
+#[cfg(feature = "progress")]
 pub(crate) fn progress(len: usize, what: &'static str) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
