@@ -214,7 +214,7 @@ fn run_workers(threads: usize, work: &(impl Fn() -> Result<()> + Sync)) -> Resul
             w.join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
-        workers.into_iter().map(join).collect()
+        workers.into_iter().try_for_each(join)
     })
 }
 
