@@ -11,6 +11,7 @@ use core::ops::Range;
 use tpvit_kernels::{
     Cells, HeadOutput, HeadRequant, Kernels, KeysValues, Lines, Output, Queries, Requant,
 };
+use tpvit_models::program::merged_tokens;
 use tpvit_models::{Activation, Pooling, Program};
 
 use crate::block::{Block, cut};
@@ -299,11 +300,9 @@ impl Run<'_, '_> {
         let row = &mut row[..cols];
         let gather = |number: usize, from: &[f32], row: &mut [f32]| {
             let (width, d) = (merge.grid_width, merge.d);
-            let (y, x) = (number / (width / 2), number % (width / 2));
-            let first = 2 * y * width + 2 * x;
-            let corners = [first, first + width, first + 1, first + width + 1];
-            for (corner, to) in corners.into_iter().zip(row.chunks_exact_mut(d)) {
-                to.copy_from_slice(&from[corner * d..][..d]);
+            let tokens = merged_tokens(width, number);
+            for (token, to) in tokens.into_iter().zip(row.chunks_exact_mut(d)) {
+                to.copy_from_slice(&from[token * d..][..d]);
             }
         };
         let (gamma, beta, eps) = (work.gamma, work.beta, work.eps);

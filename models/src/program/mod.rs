@@ -215,8 +215,8 @@ pub enum Op {
         /// `[1, d]`, or `[1, count * d]` of [`Pooling::Concat`].
         output: BufferId,
     },
-    /// Puts the four tokens of each 2 by 2 square of a grid side by side, down
-    /// before across: `(0, 0), (1, 0), (0, 1), (1, 1)` (Swin).
+    /// Puts the four tokens of each 2 by 2 square of a grid side by side (Swin), as
+    /// [`merged_tokens`] has them.
     PatchMerge {
         /// `[h * w, d]`, not coded.
         input: BufferId,
@@ -225,6 +225,23 @@ pub enum Op {
         /// `[h * w / 4, 4 * d]`, not coded.
         output: BufferId,
     },
+}
+
+/// The tokens that [`Op::PatchMerge`] puts side by side as row `square` of its output,
+/// the grid being `width` wide: `(0, 0), (1, 0), (0, 1), (1, 1)` of the square, down
+/// before across (Liu et al. 2021, arXiv:2103.14030, as timm has it).
+///
+/// ```
+/// use tpvit_models::program::merged_tokens;
+///
+/// // 0 1 2 3
+/// // 4 5 6 7
+/// assert_eq!(merged_tokens(4, 1), [2, 6, 3, 7]);
+/// ```
+pub const fn merged_tokens(width: usize, square: usize) -> [usize; 4] {
+    let (y, x) = (square / (width / 2), square % (width / 2));
+    let first = 2 * y * width + 2 * x;
+    [first, first + width, first + 1, first + width + 1]
 }
 
 /// How several tokens become one row.

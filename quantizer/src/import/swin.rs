@@ -5,6 +5,7 @@ use super::parts::Draft;
 use super::reduce::{Kind, Reduced, Step};
 use super::trace::{Trace, only_use};
 use super::walk::{BlockShape, Stream, Walk, linear_parts};
+use tpvit_models::program::merged_tokens;
 use tpvit_models::swin::{Config, Stage, program};
 use tpvit_models::{Mlp, NormAt, Readout};
 
@@ -187,16 +188,14 @@ fn grow(stage: &mut Stage, block: &BlockShape) -> Result<(), String> {
 /// For each corner in the order of `Op::PatchMerge`, its place in the graph's.
 /// `None` if the squares are not those of the grid, or differ in order.
 fn corner_order(tokens: &[usize], [_, cols]: [usize; 2]) -> Option<[usize; 4]> {
-    let corners = [0, cols, 1, cols + 1]; // down before across
-    let place = |corner: usize| tokens.iter().take(4).position(|t| *t == corner);
-    let order = corners.map(place);
+    let place = |token: usize| tokens.iter().take(4).position(|t| *t == token);
+    let order = merged_tokens(cols, 0).map(place);
     let [Some(a), Some(b), Some(c), Some(d)] = order else {
         return None;
     };
     let order = [a, b, c, d];
     let fits = |(square, tokens): (usize, &[usize])| {
-        let first = square / (cols / 2) * 2 * cols + square % (cols / 2) * 2;
-        (0..4).all(|i| tokens[order[i]] == first + corners[i])
+        merged_tokens(cols, square) == order.map(|place| tokens[place])
     };
     tokens
         .chunks_exact(4)

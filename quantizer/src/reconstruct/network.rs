@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use tpvit_models::program::merged_tokens;
 use tpvit_models::{
     Activation, ActivationQuant, BufferId, Cell, Op, Pooling, Program, SoftmaxKind, SoftmaxQuant,
     TensorId, Window,
@@ -732,12 +733,10 @@ impl Network<'_> {
                 let [height, width] = grid;
                 let d = grad.len() / (height * width);
                 let to = &mut tape.grad[input.index()];
-                let squares =
-                    (0..height / 2).flat_map(|y| (0..width / 2).map(move |x| (2 * y, 2 * x)));
-                for ((y, x), grad) in squares.zip(grad.chunks_exact(4 * d)) {
-                    let corners = [(y, x), (y + 1, x), (y, x + 1), (y + 1, x + 1)];
-                    for ((y, x), grad) in corners.into_iter().zip(grad.chunks_exact(d)) {
-                        math::add(&mut to[(y * width + x) * d..][..d], grad);
+                for (square, grad) in grad.chunks_exact(4 * d).enumerate() {
+                    let tokens = merged_tokens(width, square);
+                    for (token, grad) in tokens.into_iter().zip(grad.chunks_exact(d)) {
+                        math::add(&mut to[token * d..][..d], grad);
                     }
                 }
             }

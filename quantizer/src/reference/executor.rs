@@ -4,6 +4,7 @@ use super::cells::{add_bias, gather, scatter};
 use super::gelu::gelu;
 use super::matmul::{MatMut, MatRef, matmul};
 use crate::weights::Weights;
+use tpvit_models::program::merged_tokens;
 use tpvit_models::{Activation, BufferId, Cell, Op, Pooling, Program, TensorId, Window};
 
 /// Looks at, or changes, values while an [`Executor`] runs.
@@ -428,11 +429,10 @@ fn mean(rows: &[f32], out: &mut [f32]) {
 /// The four tokens of each square side by side, as [`Op::PatchMerge`] has them.
 pub(crate) fn merge_patches(input: &[f32], [height, width]: [usize; 2], out: &mut [f32]) {
     let d = input.len() / (height * width);
-    let squares = (0..height / 2).flat_map(|y| (0..width / 2).map(move |x| (2 * y, 2 * x)));
-    for ((y, x), out) in squares.zip(out.chunks_exact_mut(4 * d)) {
-        let corners = [(y, x), (y + 1, x), (y, x + 1), (y + 1, x + 1)];
-        for ((y, x), out) in corners.into_iter().zip(out.chunks_exact_mut(d)) {
-            out.copy_from_slice(&input[(y * width + x) * d..][..d]);
+    for (square, out) in out.chunks_exact_mut(4 * d).enumerate() {
+        let tokens = merged_tokens(width, square);
+        for (token, out) in tokens.into_iter().zip(out.chunks_exact_mut(d)) {
+            out.copy_from_slice(&input[token * d..][..d]);
         }
     }
 }
