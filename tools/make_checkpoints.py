@@ -58,6 +58,7 @@ EXPORTERS = {
     "opset17": (False, 17),
     "opset20": (False, 20),
     "opset18.dynamo": (True, 18),
+    "opset20.dynamo": (True, 20),
 }
 
 

@@ -78,7 +78,13 @@ const ROWS: &[Row] = &[
 ];
 
 /// Exports by their names.
-const EXPORTS: [&str; 4] = ["opset14", "opset17", "opset20", "opset18.dynamo"];
+const EXPORTS: [&str; 5] = [
+    "opset14",
+    "opset17",
+    "opset20",
+    "opset18.dynamo",
+    "opset20.dynamo",
+];
 
 const WIDTHS: [BitWidth; 4] = [BitWidth::B8, BitWidth::B6, BitWidth::B4, BitWidth::B3];
 
