@@ -4,8 +4,9 @@
 #   fuzz/run.sh SECONDS [TARGET ...]     each target so long; tpv and run without names
 #
 # The targets are in fuzz_targets/. preprocessing and picture compile the quantizer too,
-# onnx and safetensors also tract. The seeds are the files that the tests have; what is
-# found new is kept in target/fuzz/corpus, what fails in target/fuzz/artifacts.
+# onnx and safetensors also tract, some minutes. The seeds are the files that the tests
+# have; what is found new is kept in target/fuzz/corpus, what fails in
+# target/fuzz/artifacts.
 #
 # cargo-fuzz does the same, and minimises:
 #
